@@ -1,0 +1,1 @@
+"""Ways to start: the command line, Ray job submission, set-up scripts."""

@@ -1,0 +1,1 @@
+"""Structured configuration: one file a stage; load, merge, validate."""

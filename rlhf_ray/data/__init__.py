@@ -1,0 +1,1 @@
+"""Text in, token sequences out: tasks, chat templates, samplers, batching."""

@@ -1,0 +1,1 @@
+"""One vendor library each, imported only here: generation (vLLM), training (DeepSpeed), scoring."""

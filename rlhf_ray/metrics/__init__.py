@@ -1,0 +1,1 @@
+"""Names, definitions, sinks and the report."""

@@ -1,0 +1,155 @@
+"""What flows: Prompt -> Rollout -> (scores, ref_logprobs) -> Experience -> minibatch -> metrics.
+
+A stage of the flow is a type. All records are frozen; nothing is added to a record on its way.
+
+**The alignment rule.** Every per-token tensor is [B, S], right padded, and index t speaks about token t of ``input_ids``:
+
+    logprobs[:, t]       log p(token t | tokens < t)
+    values[:, t]         V(the state just before token t)
+    rewards[:, t]        the reward for having sampled token t
+    response_mask[:, t]  True where the policy sampled token t, EOS included
+
+There is one mask. A rollout on its own keeps only the sampled part: its arrays are [R], R the response length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+IntArray: TypeAlias = npt.NDArray[np.int32]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+@dataclass(frozen=True)
+class Message:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation whose assistant turns are to be imitated; the last turn is the assistant's."""
+
+    demonstration_id: str
+    messages: tuple[Message, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A conversation that waits for the assistant. ``facts`` is for graders and annotators, never for a model."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    kind: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One annotator's judgement of K responses to one prompt.
+
+    ``ranks[i]`` is the rank of response i: lower is better, equal is a tie. Pairs follow from it: i beats j where
+    ranks[i] < ranks[j]; a tie gives no pair. ``response_token_ids`` holds the tokens that were sampled, and is empty
+    where the responses never were tokens of this model (a downloaded file).
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    annotator: str
+    response_token_ids: tuple[tuple[int, ...], ...] = ()
+    kind: str = ""
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(winner, loser) indices of every decided pair, in order of the winner's index, then the loser's."""
+        count = len(self.ranks)
+        return tuple((i, j) for i in range(count) for j in range(count) if self.ranks[i] < self.ranks[j])
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the models see it. ``order`` is its place in the step's batch: results never depend on arrival."""
+
+    prompt_id: str
+    token_ids: IntArray  # [P]
+    order: int
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a response is sampled. Top-k 0 and top-p 1 mean no truncation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 64
+    responses_per_prompt: int = 1
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One response to be sampled. The seed alone, with the weights, decides the tokens: not the engine, not the batch."""
+
+    rollout_id: str  # unique in a step, e.g. "<prompt_id>/<sample index>"
+    prompt_id: str
+    order: int  # place in the step's batch of rollouts
+    prompt_ids: IntArray  # [P]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One prompt, its sampled response and the log-probabilities under the engine's weights."""
+
+    rollout_id: str
+    prompt_id: str
+    order: int
+    prompt_ids: IntArray  # [P]
+    response_ids: IntArray  # [R], EOS included when finish_reason is "stop"
+    rollout_logprobs: FloatArray  # [R], of the distribution that was sampled from (after temperature)
+    policy_versions: IntArray  # [R], the weights that sampled each token
+    finish_reason: FinishReason
+    seed: int
+
+    @property
+    def summary(self) -> RolloutSummary:
+        return RolloutSummary(
+            rollout_id=self.rollout_id,
+            prompt_id=self.prompt_id,
+            order=self.order,
+            prompt_length=len(self.prompt_ids),
+            response_length=len(self.response_ids),
+            finish_reason=self.finish_reason,
+            policy_version=int(self.policy_versions.min(initial=np.iinfo(np.int32).max)) if len(self.response_ids) else 0,
+        )
+
+
+@dataclass(frozen=True)
+class RolloutSummary:
+    """What the driver knows of a rollout: everything but its tokens. ``policy_version`` is the oldest of its tokens'."""
+
+    rollout_id: str
+    prompt_id: str
+    order: int
+    prompt_length: int
+    response_length: int
+    finish_reason: FinishReason
+    policy_version: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt_length + self.response_length
