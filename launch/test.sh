@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Set up, then check everything: lint, types and tests. With arguments, only the tests that pytest is asked for.
+#
+#   launch/test.sh                     all of it
+#   launch/test.sh -m "not slow"       pytest's arguments
+#   launch/test.sh tests/algo -k kl
+set -euo pipefail
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=${RLHF_RAY_VENV:-$checkout/.venv}
+
+"$checkout/launch/setup.sh" --dev
+export PATH=$venv/bin:$PATH # DeepSpeed looks for ninja there
+
+cd "$checkout" # paths among the arguments are relative to it
+if (($# == 0)); then
+    ruff check
+    ruff format --check
+    mypy
+fi
+exec pytest "$@"
