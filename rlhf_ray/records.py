@@ -153,3 +153,11 @@ class RolloutSummary:
     @property
     def length(self) -> int:
         return self.prompt_length + self.response_length
+
+
+@dataclass(frozen=True)
+class AdaptersOff:
+    """Stands where reference log-probabilities would: the reference is the policy without its adapters (LoRA)."""
+
+
+ReferenceBlock: TypeAlias = tuple[FloatArray, ...] | AdaptersOff  # one [R] array a rollout of the block

@@ -1,0 +1,43 @@
+"""Which Ray cluster, how long to wait for it, and how weights travel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf_ray.config.checks import require_positive
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """``address``: ``local`` starts a cluster for this run, ``auto`` joins the one this process runs on."""
+
+    address: str = "auto_or_local"
+    num_cpus: int | None = None  # of a local cluster; None: what the machine has, 4 at least
+    object_store_mb: int = 512  # of a local cluster
+    placement_timeout_s: float = 120.0
+    actor_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        require_positive(
+            cluster__object_store_mb=self.object_store_mb,
+            cluster__placement_timeout_s=self.placement_timeout_s,
+            cluster__actor_timeout_s=self.actor_timeout_s,
+        )
+
+
+@dataclass(frozen=True)
+class WeightSyncConfig:
+    """``auto``: CUDA IPC where trainer and generators share GPUs, NCCL on separate GPUs, shared memory on CPU."""
+
+    transport: Literal["auto", "shared_memory", "nccl", "ipc"] = "auto"
+    bucket_mb: int = 64
+    probe_tolerance: float = 1e-3  # |log-probability of a fixed text, engine - trainer|, fp32
+    probe_tolerance_bfloat16: float = 0.3
+
+    def __post_init__(self) -> None:
+        require_positive(
+            weight_sync__bucket_mb=self.bucket_mb,
+            weight_sync__probe_tolerance=self.probe_tolerance,
+            weight_sync__probe_tolerance_bfloat16=self.probe_tolerance_bfloat16,
+        )

@@ -1,0 +1,22 @@
+"""Supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf_ray.config.checks import require_positive
+from rlhf_ray.config.training import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    num_epochs: float = 1.0
+    batch_size: int = 64  # demonstrations an optimizer step
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    eval_every: int = 100  # steps
+    max_eval_demonstrations: int = 256
+
+    def __post_init__(self) -> None:
+        require_positive(
+            sft__num_epochs=self.num_epochs, sft__batch_size=self.batch_size, sft__eval_every=self.eval_every
+        )

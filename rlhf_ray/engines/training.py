@@ -1,0 +1,241 @@
+"""One DeepSpeed engine: a module, its optimizer and the ranks that share them. The only file that imports deepspeed.
+
+Gradients are of sums over the *global* minibatch: a caller gives each micro-batch's loss as a sum and the weight of the whole
+minibatch, so that no split into ranks and micro-batches changes the step.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from rlhf_ray.algo.schedule import learning_rate_factor
+from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
+from rlhf_ray.engines.export import WeightExport
+from rlhf_ray.engines.models import DTYPES
+from rlhf_ray.errors import NumericsError
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Where this process stands in its trainer group. ``address`` is rank 0's ``host:port``."""
+
+    rank: int
+    world_size: int
+    address: str
+    device: Literal["cpu", "cuda"]
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda", 0) if self.device == "cuda" else torch.device("cpu")
+
+
+def training_environment(device: Literal["cpu", "cuda"], threads: int) -> dict[str, str]:
+    """Environment variables that a trainer process needs before torch is imported."""
+    common = {"OMP_NUM_THREADS": str(threads), "LOCAL_RANK": "0", "TOKENIZERS_PARALLELISM": "false"}
+    return {**common, "DS_ACCELERATOR": "cpu"} if device == "cpu" else common
+
+
+def join_group(info: RankInfo, config: TrainingConfig) -> None:
+    """Join the trainer's process group: NCCL on GPUs, gloo on CPU. Blocks until every rank is there or time is up."""
+    import deepspeed
+
+    host, _, port = info.address.rpartition(":")
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, RANK=str(info.rank), WORLD_SIZE=str(info.world_size))
+    torch.set_num_threads(config.threads_per_rank)
+    if info.device == "cuda":
+        torch.cuda.set_device(0)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if info.device == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=config.timeout_s),
+        rank=info.rank,
+        world_size=info.world_size,
+    )
+
+
+def leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+@contextmanager
+def sharded_loading(config: TrainingConfig) -> Iterator[None]:
+    """Under ZeRO-3, ``from_pretrained`` inside this context never holds a whole model on any rank."""
+    if config.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    keep_alive = HfDeepSpeedConfig(deepspeed_config(config))
+    try:
+        yield
+    finally:
+        del keep_alive
+
+
+def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
+    """DeepSpeed's dictionary for ``config``. Accumulation is ours: a step is a boundary whenever we call it."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 10_000
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+class TrainingEngine:
+    """A module under DeepSpeed with the verbs that the stages use."""
+
+    def __init__(
+        self,
+        *,
+        module: nn.Module,
+        info: RankInfo,
+        config: TrainingConfig,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+    ) -> None:
+        import deepspeed
+
+        self.info = info
+        self.config = config
+        self.optimizer_config = optimizer
+        self.num_steps = num_steps
+        self.steps_taken = 0
+        self.module = module
+        if config.gradient_checkpointing:
+            module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if config.lora.enabled:
+                module.model.enable_input_require_grads()
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._make_optimizer(trainable), config=deepspeed_config(config)
+        )
+
+    def _make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        o = self.optimizer_config
+        arguments: dict[str, Any] = {
+            "lr": o.learning_rate,
+            "betas": (o.beta1, o.beta2),
+            "eps": o.epsilon,
+            "weight_decay": o.weight_decay,
+        }
+        if self.config.offload_optimizer and self.info.device == "cuda":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(parameters, **arguments)
+        return torch.optim.AdamW(parameters, fused=self.info.device == "cuda", **arguments)
+
+    # ---------------------------------------------------------------------------------------------------------- verbs
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; gradients are kept unless inside ``torch.no_grad``."""
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss_sum: Tensor, global_weight: float) -> None:
+        """Add the gradient of ``loss_sum / global_weight``. DeepSpeed averages over ranks, so the mean is undone here."""
+        loss = loss_sum * (self.info.world_size / max(global_weight, 1e-12))
+        if not torch.isfinite(loss):
+            raise NumericsError(f"loss is {loss.item()} in optimizer step {self.steps_taken + 1}")
+        self.engine.backward(loss)
+
+    def step(self) -> float:
+        """Clip, update, zero the gradients; return the gradient norm before clipping.
+
+        Raises NumericsError when the norm is not finite: the weights are then of no more use.
+        """
+        self._set_learning_rate()
+        self.engine.step()
+        self.steps_taken += 1
+        norm = self.engine.get_global_grad_norm()
+        value = float(norm) if norm is not None else 0.0
+        if not math.isfinite(value):
+            raise NumericsError(f"gradient norm is {value} in optimizer step {self.steps_taken}")
+        return value
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next optimizer step."""
+        o = self.optimizer_config
+        return o.learning_rate * learning_rate_factor(
+            step=self.steps_taken,
+            num_steps=self.num_steps,
+            warmup_steps=round(o.warmup_fraction * self.num_steps),
+            decay=o.decay,
+            floor=o.floor,
+        )
+
+    def _set_learning_rate(self) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, evaluation mode."""
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.engine.train()
+
+    # -------------------------------------------------------------------------------------------------------- weights
+    def export(self, dtype: str) -> WeightExport:
+        """The weights under their Hugging Face names, adapters merged. Walk it on every rank."""
+        return WeightExport(self.module.model, DTYPES[dtype], self._gather())
+
+    def _gather(self) -> Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]:
+        if self.config.zero_stage < 3:
+            return lambda _parameters: nullcontext()
+        import deepspeed
+
+        return lambda parameters: deepspeed.zero.GatheredParameters(list(parameters))
+
+    def save_pretrained(self, directory: Path, dtype: str | None = None) -> None:
+        """Write a Hugging Face checkpoint (safetensors) from rank 0; every rank must call it."""
+        export = self.export(dtype or self.config.dtype)
+        state = {}
+        for name, tensor in export.tensors([meta.name for meta in export.metas]):
+            if self.info.rank == 0:
+                state[name] = tensor.detach().to("cpu", copy=True)
+        if self.info.rank == 0:
+            model = self.module.model
+            inner = model.get_base_model() if self.config.lora.enabled else model
+            inner.save_pretrained(directory, state_dict=state)
+
+    def save_state(self, directory: Path, tag: str) -> None:
+        """Write parameters and optimizer of every rank under ``directory/tag``; every rank must call it."""
+        self.engine.save_checkpoint(str(directory), tag=tag, client_state={"steps_taken": self.steps_taken}, save_latest=False)
+
+    def load_state(self, directory: Path, tag: str) -> None:
+        """Restore what :meth:`save_state` wrote."""
+        _, client_state = self.engine.load_checkpoint(str(directory), tag=tag)
+        self.steps_taken = int(client_state["steps_taken"])
