@@ -1,0 +1,72 @@
+"""Ray clusters for tests: each with a folder of its own, gone without a trace afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARED_MEMORY = Path("/dev/shm")
+CLEAN_UP_S = 15.0
+
+
+@contextmanager
+def short_temp_dir() -> Iterator[Path]:
+    """A folder with a name so short that the sockets which Ray makes in it stay under the limit of 107 characters."""
+    path = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def local_ray(*, num_cpus: int = 8, resources: dict[str, float] | None = None) -> Iterator[None]:
+    """Start Ray in this process; its CPUs are tickets for placement, not cores. Nothing may stay in shared memory."""
+    import ray
+
+    before = set(SHARED_MEMORY.iterdir())
+    with short_temp_dir() as temp_dir:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=0,
+            resources=resources,
+            include_dashboard=False,
+            object_store_memory=256 * 2**20,
+            runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
+            _temp_dir=str(temp_dir),
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    left = wait_until_nothing_is_left(before)
+    assert not left, f"left in shared memory: {sorted(map(str, left))}"
+
+
+def wait_until_nothing_is_left(before: set[Path]) -> set[Path]:
+    """Return the files in shared memory that are new and that no process uses, after some seconds of patience."""
+    deadline = time.monotonic() + CLEAN_UP_S
+    while True:
+        left = set(SHARED_MEMORY.iterdir()) - before - files_in_use()
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
+
+
+def files_in_use() -> set[Path]:
+    """Return the files of shared memory that some process has open or mapped: another run's, not what ours left."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            lines = (process / "maps").read_text().splitlines()
+            found |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
+            found |= {link.readlink() for link in (process / "fd").iterdir()}
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+    return found
