@@ -10,10 +10,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed
@@ -23,27 +22,8 @@ from rlhf_ray.algo.schedule import learning_rate_factor
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
 from rlhf_ray.engines.export import WeightExport
 from rlhf_ray.engines.models import DTYPES
+from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.errors import NumericsError
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Where this process stands in its trainer group. ``address`` is rank 0's ``host:port``."""
-
-    rank: int
-    world_size: int
-    address: str
-    device: Literal["cpu", "cuda"]
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device("cuda", 0) if self.device == "cuda" else torch.device("cpu")
-
-
-def training_environment(device: Literal["cpu", "cuda"], threads: int) -> dict[str, str]:
-    """Environment variables that a trainer process needs before torch is imported."""
-    common = {"OMP_NUM_THREADS": str(threads), "LOCAL_RANK": "0", "TOKENIZERS_PARALLELISM": "false"}
-    return {**common, "DS_ACCELERATOR": "cpu"} if device == "cpu" else common
 
 
 def join_group(info: RankInfo, config: TrainingConfig) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,14 +27,15 @@ from rlhf_ray.algo.rewards import clip_scores, penalise_missing_eos, shape_rewar
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
-from rlhf_ray.data.collate import TokenBatch, collate, response_sequence, spread
+from rlhf_ray.data.collate import TokenBatch, TokenSequence, collate, response_sequence, spread
 from rlhf_ray.engines.models import DTYPES, PolicyModule, ValueModule, adapters_off, load_causal, load_scalar
-from rlhf_ray.engines.training import RankInfo, TrainingEngine, all_reduce_sum, sharded_loading
+from rlhf_ray.engines.ranks import RankInfo
+from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.errors import NumericsError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import AdaptersOff, FloatArray, ReferenceBlock, Rollout
 from rlhf_ray.stages.ppo_plan import PpoMinibatch, PpoWork
-from rlhf_ray.stages.sft import SequenceWork
+from rlhf_ray.stages.work import SequenceWork
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,15 @@ class PpoLearner:
         metrics.maximum("ppo/logprob_difference_max", float(difference.max()))
         padded, positions = batch.padding
         metrics.add("ppo/padding_fraction", padded, positions)
+
+    def probe(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens 1, 2, ... of a text at temperature 1; every rank must call it."""
+        mask = np.ones(len(token_ids), dtype=np.bool_)
+        mask[0] = False
+        batch = collate([TokenSequence(np.array(token_ids, dtype=np.int32), mask)]).to(self.device)
+        with self.policy.inference():
+            logprobs, _ = self.policy.forward(batch)
+        return [float(value) for value in logprobs[0, 1:]]
 
     # ---------------------------------------------------------------------------------------------------------- state
     def save(self, directory: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.data.batching import plan_minibatches
 from rlhf_ray.records import RolloutSummary
-from rlhf_ray.stages.sft import SequenceWork
+from rlhf_ray.stages.work import SequenceWork
 
 
 @dataclass(frozen=True)

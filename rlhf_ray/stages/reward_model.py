@@ -17,42 +17,12 @@ import torch
 from rlhf_ray.algo.losses import bradley_terry_loss
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
-from rlhf_ray.data.batching import plan_minibatches
-from rlhf_ray.data.collate import TokenSequence, collate
+from rlhf_ray.data.collate import collate
 from rlhf_ray.engines.models import DTYPES, RewardModule, load_scalar
-from rlhf_ray.engines.training import RankInfo, TrainingEngine, sharded_loading
+from rlhf_ray.engines.ranks import RankInfo
+from rlhf_ray.engines.training import TrainingEngine, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
-
-
-@dataclass(frozen=True)
-class TokenizedRanking:
-    """K whole sequences (prompt and response) and the pairs among them that were decided."""
-
-    index: int  # place in the caller's list
-    sequences: tuple[TokenSequence, ...]
-    pairs: tuple[tuple[int, int], ...]  # (winner, loser)
-    gaps: tuple[float, ...]  # ranks between winner and loser, one a pair
-
-
-@dataclass(frozen=True)
-class RankingWork:
-    """One rank's share of a batch of rankings, and how many rankings all ranks share."""
-
-    micro_batches: tuple[tuple[TokenizedRanking, ...], ...]
-    num_rankings: int
-
-
-def plan_rankings(rankings: Sequence[TokenizedRanking], *, num_ranks: int, max_tokens: int) -> tuple[RankingWork, ...]:
-    """Split one batch over ranks. A ranking is never split: its pairs need all of its rows."""
-    widest = max(len(ranking.sequences) for ranking in rankings)
-    longest = [max(len(s) for s in ranking.sequences) for ranking in rankings]
-    plan = plan_minibatches(
-        lengths=longest, num_minibatches=1, num_ranks=num_ranks, max_tokens=max(1, max_tokens // widest), seed=0
-    )
-    return tuple(
-        RankingWork(tuple(tuple(rankings[i] for i in rows) for rows in rank.micro_batches), len(rankings))
-        for rank in plan.minibatches[0].ranks
-    )
+from rlhf_ray.stages.work import RankingWork, TokenizedRanking
 
 
 @dataclass(frozen=True)

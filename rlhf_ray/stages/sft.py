@@ -9,35 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rlhf_ray.algo.losses import language_modelling_loss
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
-from rlhf_ray.data.batching import plan_minibatches
 from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
-from rlhf_ray.engines.training import RankInfo, TrainingEngine, sharded_loading
+from rlhf_ray.engines.ranks import RankInfo
+from rlhf_ray.engines.training import TrainingEngine, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
-
-
-@dataclass(frozen=True)
-class SequenceWork:
-    """One rank's share of a batch of sequences. ``num_tokens`` counts the tokens that count on all ranks together."""
-
-    micro_batches: tuple[tuple[TokenSequence, ...], ...]
-    num_tokens: int
-
-
-def plan_sequences(sequences: Sequence[TokenSequence], *, num_ranks: int, max_tokens: int) -> tuple[SequenceWork, ...]:
-    """Split one batch over ranks, balanced by tokens, each share cut into micro-batches."""
-    lengths = [len(sequence) for sequence in sequences]
-    plan = plan_minibatches(lengths=lengths, num_minibatches=1, num_ranks=num_ranks, max_tokens=max_tokens, seed=0)
-    num_tokens = int(sum(np.count_nonzero(sequence.mask[1:]) for sequence in sequences))
-    return tuple(
-        SequenceWork(tuple(tuple(sequences[i] for i in rows) for rows in rank.micro_batches), num_tokens)
-        for rank in plan.minibatches[0].ranks
-    )
+from rlhf_ray.stages.work import SequenceWork
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""The Ray cluster of a run: start one on this machine, or join the one that exists."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from actors.placement import Node, nodes_from_ray
+from rlhf_ray.config.cluster import ClusterConfig
+from rlhf_ray.errors import PlacementError
+
+
+@contextmanager
+def cluster(config: ClusterConfig, *, wanted_cpus: float) -> Iterator[None]:
+    """Be connected to a Ray cluster inside the block.
+
+    A local cluster is told of as many logical CPUs as the run wants: on a laptop its roles take turns, and Ray's counts
+    are for placement, not a limit on time.
+    """
+    if _joins_existing(config):
+        _join(config)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    directory = Path(tempfile.mkdtemp(prefix="rlhf-ray-", dir="/tmp"))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus or max(os.cpu_count() or 1, int(wanted_cpus + 0.999)),
+        object_store_memory=config.object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(directory),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _joins_existing(config: ClusterConfig) -> bool:
+    inside_job = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+    return config.address not in ("local", "auto_or_local") or (config.address == "auto_or_local" and inside_job)
+
+
+def _join(config: ClusterConfig) -> None:
+    address = "auto" if config.address == "auto_or_local" else config.address
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PlacementError(
+            f"no Ray cluster answers at {address!r} (cluster.address): {error}; start one with `ray start --head`, "
+            "set RAY_ADDRESS, or use cluster.address=local"
+        ) from error
+
+
+def living_nodes() -> tuple[Node, ...]:
+    """The nodes of the cluster that this process is connected to, with what they have in all."""
+    return nodes_from_ray(ray.nodes())
+
+
+def resolve_device(wanted: str) -> str:
+    """``auto``: GPUs where the cluster has any."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if any(node.gpus > 0 for node in living_nodes()) else "cpu"

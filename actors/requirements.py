@@ -1,0 +1,64 @@
+"""What each role of a run needs from the cluster, read off the configuration."""
+
+from __future__ import annotations
+
+from actors.placement import Bundle, bundles
+from rlhf_ray.config.run import RunConfig
+
+
+def trainer(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+    t = config.training
+    return bundles(
+        "trainer", count=t.num_ranks, cpus=t.cpus_per_rank, gpus=t.gpus_per_rank, device=device, field="training.num_ranks"
+    )
+
+
+def generators(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+    g = config.generation
+    return bundles(
+        "generator",
+        count=g.num_engines,
+        cpus=g.cpus_per_engine,
+        gpus=g.gpus_per_engine if g.gpus_per_engine is not None else float(g.tensor_parallel_size),
+        device=device,
+        field="generation.num_engines",
+    )
+
+
+def reference(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+    if config.training.lora.enabled:
+        return ()
+    r = config.reference
+    return bundles(
+        "reference",
+        count=r.num_replicas,
+        cpus=r.cpus_per_replica,
+        gpus=r.gpus_per_replica,
+        device=device,
+        field="reference.num_replicas",
+    )
+
+
+def reward_model(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+    r = config.reward_server
+    return bundles(
+        "reward_model",
+        count=r.num_replicas,
+        cpus=r.cpus_per_replica,
+        gpus=r.gpus_per_replica,
+        device=device,
+        field="reward_server.num_replicas",
+    )
+
+
+def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
+    """Bundles that must exist at the same time, by stage."""
+    train, generate = trainer(config, device), generators(config, device)
+    frozen = (*reference(config, device), *reward_model(config, device))
+    return {
+        "sft": train,
+        "comparison": generate,
+        "reward_model": train,
+        "ppo": (*train, *generate, *frozen),
+        "evaluation": (*generate, *frozen),
+    }

@@ -1,0 +1,84 @@
+"""One rank of a trainer group. Thin: a method is one line of delegation to the learner or to the sender of weights."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+
+class TrainerActor:
+    """Builds its learner when the whole group exists, since joining the group waits for every rank."""
+
+    def __init__(self) -> None:
+        self._learner: Any = None
+        self._sender: Any = None
+
+    def free_address(self) -> str:
+        """``host:port`` of this process, where the port was free a moment ago."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def build(self, spec: Any, info: Any) -> None:
+        """Join the group and load the models."""
+        from rlhf_ray.engines.training import join_group
+
+        join_group(info, spec.training)
+        self._learner = spec.build(info)
+
+    # ------------------------------------------------------------------------------------------------------- learning
+    def update(self, work: Any, *blocks: Any) -> Any:
+        return self._learner.update(work, *blocks)
+
+    def evaluate(self, work: Any) -> Any:
+        return self._learner.evaluate(work)
+
+    def score(self, work: Any) -> Any:
+        return self._learner.score(work)
+
+    def probe(self, token_ids: Any) -> Any:
+        return self._learner.probe(token_ids)
+
+    # ---------------------------------------------------------------------------------------------------------- state
+    def save(self, directory: str, *arguments: Any) -> None:
+        self._learner.save(directory, *arguments)
+
+    def save_state(self, directory: str, tag: str) -> None:
+        self._learner.save_state(directory, tag)
+
+    def load_state(self, directory: str, tag: str) -> None:
+        self._learner.load_state(directory, tag)
+
+    # --------------------------------------------------------------------------------------------------- weight sync
+    def open_sync(self, backend: str, dtype: str, bucket_bytes: int) -> Any:
+        """Prepare to send; return (number of buckets, bytes of a sync)."""
+        from rlhf_ray.engines.senders import make_sender
+
+        self._sender = make_sender(self._learner.policy, backend=backend, dtype=dtype, bucket_bytes=bucket_bytes)
+        return self._sender.num_buckets, self._sender.num_bytes
+
+    def begin_sync(self) -> None:
+        self._sender.begin()
+
+    def offer_bucket(self, index: int) -> Any:
+        return self._sender.offer(index)
+
+    def transmit_bucket(self, index: int) -> None:
+        self._sender.transmit(index)
+
+    def release_bucket(self, index: int) -> None:
+        self._sender.release(index)
+
+    def sync_digest(self, version: int) -> str:
+        digest: str = self._sender.digest(version)
+        return digest
+
+    def close(self) -> None:
+        """Give back what outlives a process: files in memory, the process group."""
+        from rlhf_ray.engines.training import leave_group
+
+        if self._sender is not None:
+            self._sender.close()
+        leave_group()

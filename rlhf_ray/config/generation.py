@@ -1,0 +1,79 @@
+"""The generators: how many engines, how large, how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf_ray.config.checks import require, require_positive
+
+# What the engine's own interface rests on: another value would break sampling or weight sync, not tune it.
+RESERVED_ENGINE_ARGS = frozenset(
+    {"model", "load_format", "logprobs_mode", "tensor_parallel_size", "weight_transfer_config", "worker_extension_cls"}
+)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """``None`` leaves a choice to the device: see :meth:`kv_cache_bytes` and :meth:`runs_eagerly`.
+
+    ``engine_args`` goes to vLLM's AsyncEngineArgs as it is and overrides what we would have passed.
+    """
+
+    num_engines: int = 1
+    tensor_parallel_size: int = 1
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    max_model_len: int | None = None  # prompt and response, tokens; None: what the model was built for
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_mb: int | None = None
+    enforce_eager: bool | None = None
+    max_num_seqs: int = 256
+    seed: int = 0
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    shard_size: int = 16  # rollouts that are sampled, scored and travel as one block
+    cpus_per_engine: float = 1.0
+    gpus_per_engine: float | None = None  # None: one for each of tensor_parallel_size
+
+    def __post_init__(self) -> None:
+        require_positive(
+            generation__num_engines=self.num_engines,
+            generation__tensor_parallel_size=self.tensor_parallel_size,
+            generation__max_num_seqs=self.max_num_seqs,
+            generation__shard_size=self.shard_size,
+        )
+        if self.max_model_len is not None:
+            require_positive(generation__max_model_len=self.max_model_len)
+        if self.kv_cache_memory_mb is not None:
+            require_positive(generation__kv_cache_memory_mb=self.kv_cache_memory_mb)
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            field="generation.gpu_memory_utilization",
+            value=self.gpu_memory_utilization,
+            rule="must lie above 0 and not above 1",
+            remedy="try 0.9, or 0.4 where the trainer shares the GPU",
+        )
+        require(
+            0 <= self.seed < 2**32,
+            field="generation.seed",
+            value=self.seed,
+            rule="must lie between 0 and 2**32 - 1",
+            remedy="choose a seed in that range",
+        )
+        reserved = sorted(RESERVED_ENGINE_ARGS & self.engine_args.keys())
+        require(
+            not reserved,
+            field="generation.engine_args",
+            value=reserved,
+            rule="must not set what sampling and weight sync rest on",
+            remedy="remove these keys; tensor_parallel_size has a field of its own",
+        )
+
+    def kv_cache_bytes(self, device: Literal["cpu", "cuda"]) -> int | None:
+        """Bytes for the KV cache: as configured, else 128 MiB on a CPU, else (None) what gpu_memory_utilization leaves."""
+        default = 128 if device == "cpu" else None
+        megabytes = self.kv_cache_memory_mb if self.kv_cache_memory_mb is not None else default
+        return None if megabytes is None else megabytes * 2**20
+
+    def runs_eagerly(self, device: Literal["cpu", "cuda"]) -> bool:
+        """Whether the engine skips compilation: as configured, else on a CPU, where it costs more than it gains."""
+        return device == "cpu" if self.enforce_eager is None else self.enforce_eager

@@ -1,0 +1,81 @@
+"""The whole run: one tree from demonstrations to report, and the rules that cross its sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlhf_ray.config.checks import require
+from rlhf_ray.config.cluster import ClusterConfig, WeightSyncConfig
+from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.evaluation import EvaluationConfig
+from rlhf_ray.config.generation import GenerationConfig
+from rlhf_ray.config.logging import LoggingConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.reward_model import ComparisonConfig, RewardModelConfig
+from rlhf_ray.config.serving import ServerConfig
+from rlhf_ray.config.sft import SftConfig
+from rlhf_ray.config.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``device: auto`` uses GPUs where the cluster has any."""
+
+    name: str = "run"
+    seed: int = 0
+    output_dir: str = "runs/${name}"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    reference: ServerConfig = field(default_factory=ServerConfig)
+    reward_server: ServerConfig = field(default_factory=ServerConfig)
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    sft: SftConfig = field(default_factory=SftConfig)
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.seed < 2**31,
+            field="seed",
+            value=self.seed,
+            rule="must lie between 0 and 2**31 - 1",
+            remedy="choose a seed in that range",
+        )
+        self._require_room("ppo.max_response_tokens", self.ppo.max_response_tokens)
+        self._require_room("evaluation.max_response_tokens", self.evaluation.max_response_tokens)
+        require(
+            self.model.max_length <= self.training.max_tokens_per_micro_batch,
+            field="training.max_tokens_per_micro_batch",
+            value=self.training.max_tokens_per_micro_batch,
+            rule=f"must hold at least one sequence of model.max_length ({self.model.max_length})",
+            remedy="raise it",
+        )
+        if self.model.path is None:
+            longest = self.model.scratch.max_position_embeddings
+            require(
+                self.model.max_length <= longest,
+                field="model.max_length",
+                value=self.model.max_length,
+                rule=f"must not exceed model.scratch.max_position_embeddings ({longest})",
+                remedy="lower one or raise the other",
+            )
+
+    def _require_room(self, field_name: str, tokens: int) -> None:
+        require(
+            tokens < self.model.max_length,
+            field=field_name,
+            value=tokens,
+            rule=f"must leave room for a prompt within model.max_length ({self.model.max_length})",
+            remedy="lower it or raise model.max_length",
+        )

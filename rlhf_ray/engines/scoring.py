@@ -1,0 +1,78 @@
+"""The frozen models: log-probabilities under the reference, scores under the reward model. Plain transformers forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.serving import ServerConfig
+from rlhf_ray.data.batching import pack_micro_batches
+from rlhf_ray.data.collate import TokenBatch, TokenSequence, collate, response_sequence
+from rlhf_ray.engines.models import DTYPES, PolicyModule, RewardModule, load_causal, load_scalar
+from rlhf_ray.records import FloatArray, Rollout
+
+T = TypeVar("T")
+Device = Literal["cpu", "cuda"]
+
+
+class _FrozenEngine:
+    """A model in evaluation mode that walks sequences in micro-batches of bounded size."""
+
+    def __init__(self, module: nn.Module, config: ServerConfig, device: Device) -> None:
+        torch.set_num_threads(config.threads_per_replica)
+        self._device = torch.device(device)
+        self._module = module.to(self._device).eval().requires_grad_(False)
+        self._max_tokens = config.max_tokens_per_batch
+
+    @torch.inference_mode()
+    def _map(
+        self, sequences: Sequence[TokenSequence], forward: Callable[[TokenBatch], Tensor], read: Callable[[Tensor, int], T]
+    ) -> tuple[T, ...]:
+        """Apply ``forward`` to all sequences; ``read(row of the output, index of the sequence)`` makes each result."""
+        results: dict[int, T] = {}
+        for rows in pack_micro_batches([len(s) for s in sequences], self._max_tokens):
+            output = forward(collate([sequences[i] for i in rows]).to(self._device)).cpu()
+            results.update({i: read(output[row], i) for row, i in enumerate(rows)})
+        return tuple(results[i] for i in range(len(sequences)))
+
+
+class ReferenceEngine(_FrozenEngine):
+    """The frozen reference policy."""
+
+    def __init__(
+        self, *, path: str, model: ModelConfig, config: ServerConfig, device: Device, temperature: float
+    ) -> None:
+        super().__init__(PolicyModule(load_causal(path, model, DTYPES[config.dtype])), config, device)
+        self._temperature = temperature
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
+        """Log-probabilities [R] of each rollout's response tokens, at the temperature they were sampled with."""
+        sequences = [response_sequence(r.prompt_ids, r.response_ids) for r in rollouts]
+
+        def read(row: Tensor, index: int) -> FloatArray:
+            return row[: len(sequences[index])][torch.from_numpy(sequences[index].mask)].numpy().astype(np.float32)
+
+        return self._map(sequences, lambda batch: self._module(batch, self._temperature)[0], read)
+
+
+class RewardModelEngine(_FrozenEngine):
+    """The frozen reward model; its scores are normalised by the mean and deviation saved with it."""
+
+    def __init__(self, *, path: str, model: ModelConfig, config: ServerConfig, device: Device) -> None:
+        network = load_scalar(path, model, DTYPES[config.dtype])
+        super().__init__(RewardModule(network), config, device)
+        self._mean = float(getattr(network.config, "score_mean", 0.0))
+        self._std = float(getattr(network.config, "score_std", 1.0))
+
+    def score(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
+        """One normalised score a rollout."""
+        return self.score_sequences([response_sequence(r.prompt_ids, r.response_ids) for r in rollouts])
+
+    def score_sequences(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
+        """One normalised score a sequence (prompt and response together)."""
+        return self._map(sequences, self._module, lambda row, _: (float(row) - self._mean) / self._std)

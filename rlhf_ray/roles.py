@@ -1,0 +1,86 @@
+"""The Protocols that the driver speaks to. Actors satisfy them with Ray, tests with plain objects.
+
+A ``Ref`` points at a block of rollouts, or of their reference log-probabilities, wherever it lies. The driver passes it on and
+never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings
+
+Ref: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class RolloutShard:
+    """Some finished rollouts: what they are, and where they lie."""
+
+    summaries: tuple[RolloutSummary, ...]
+    rollouts: Ref
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """A shard with what the frozen servers say of it."""
+
+    summaries: tuple[RolloutSummary, ...]
+    rollouts: Ref
+    ref_logprobs: Ref
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One weight sync, as every engine confirmed it."""
+
+    version: int
+    digest: str
+    num_bytes: int
+    seconds: float
+
+
+class Generator(Protocol):
+    """The fleet of engines as one thing."""
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], settings: SamplingSettings
+    ) -> AsyncIterator[RolloutShard]:
+        """Yield shards as they finish; every request comes back exactly once."""
+        ...
+
+
+class Reference(Protocol):
+    async def logprobs(self, shard: RolloutShard) -> Ref:
+        """Start computing reference log-probabilities and return where they will lie."""
+        ...
+
+
+class RewardModel(Protocol):
+    async def score(self, shard: RolloutShard) -> tuple[float, ...]:
+        """Normalised scores, one a rollout, in the order of the shard."""
+        ...
+
+
+class PpoTrainer(Protocol):
+    async def update(self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float) -> Mapping[str, float]:
+        """Run the PPO epochs of one step; return the means of its metrics."""
+        ...
+
+    async def save_state(self, directory: str, tag: str) -> None: ...
+
+    async def load_state(self, directory: str, tag: str) -> None: ...
+
+    async def save(self, directory: str) -> None: ...
+
+
+class WeightSync(Protocol):
+    async def sync(self, version: int) -> SyncReport:
+        """Give every generator the trainer's weights as ``version``.
+
+        Raises WeightSyncError when an engine does not confirm exactly what was sent.
+        """
+        ...
