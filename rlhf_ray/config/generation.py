@@ -69,7 +69,7 @@ class GenerationConfig:
         )
 
     def kv_cache_bytes(self, device: Literal["cpu", "cuda"]) -> int | None:
-        """Bytes for the KV cache: as configured, else 128 MiB on a CPU, else (None) what gpu_memory_utilization leaves."""
+        """Bytes for the KV cache: as configured, else 128 MiB on a CPU, and None (as much as fits) on a GPU."""
         default = 128 if device == "cpu" else None
         megabytes = self.kv_cache_memory_mb if self.kv_cache_memory_mb is not None else default
         return None if megabytes is None else megabytes * 2**20
