@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TypeAlias
 
 from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.statistics import (
@@ -31,11 +32,14 @@ class GradedResponse:
     kind: str
     prompt_text: str
     response_text: str
-    grades: Mapping[str, float]  # the task's ground truth, `gold` first where it has one
+    grades: Mapping[str, float]  # by the task; `gold` is the principal one. A task may grade some prompts only
     score: float  # of the reward model
     kl: float  # nats over the response: sum of log policy - log reference
     num_tokens: int  # sampled tokens, EOS included
     finished: bool  # ended with a stop token
+
+
+Measure: TypeAlias = Callable[[GradedResponse], float | None]  # None: the task did not grade this prompt so
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,10 @@ def compare(treated: Sequence[GradedResponse], baseline: Sequence[GradedResponse
     """Return the paired comparison over all kinds, under the key ``all``, then of each kind by name.
 
     Raises:
-        DataError: the two were not given the same prompts.
+        DataError: the two were not given the same prompts, or none.
     """
+    if not treated:
+        raise DataError("there is no response to compare; evaluation.num_prompts must be 1 or more")
     ours, theirs = {r.prompt_id for r in treated}, {r.prompt_id for r in baseline}
     if ours != theirs:
         raise DataError(
@@ -100,18 +106,15 @@ def _by_kind(responses: Sequence[GradedResponse]) -> dict[str, list[GradedRespon
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
-def _grade(name: str) -> Callable[[GradedResponse], float]:
-    return lambda response: response.grades[name]
+def _grade(name: str) -> Measure:
+    return lambda response: response.grades.get(name)
 
 
-def _measures(responses: Sequence[GradedResponse]) -> dict[str, Callable[[GradedResponse], float]]:
+def _measures(responses: Sequence[GradedResponse]) -> dict[str, Measure]:
     """Return every measure of a single response, by name; the principal grade comes first."""
     names = {name for response in responses for name in response.grades}
-    missing = {name for response in responses for name in names - set(response.grades)}
-    if missing:
-        raise DataError(f"grades {sorted(missing)} are missing in some responses; a task must give all of them to each")
     ordered = sorted(names, key=lambda name: (name != PRINCIPAL_GRADE, name))
-    common: dict[str, Callable[[GradedResponse], float]] = {
+    common: dict[str, Measure] = {
         "score": lambda response: response.score,
         "kl_per_response": lambda response: response.kl,
         "tokens": lambda response: float(response.num_tokens),
@@ -123,11 +126,22 @@ def _measures(responses: Sequence[GradedResponse]) -> dict[str, Callable[[Graded
     return {name: _grade(name) for name in ordered} | common
 
 
-def _per_prompt(responses: Iterable[GradedResponse], measure: Callable[[GradedResponse], float]) -> dict[str, float]:
+def _per_prompt(responses: Iterable[GradedResponse], measure: Measure) -> dict[str, float]:
+    """Return the mean of each prompt's responses; a prompt that the task did not grade so is left out."""
     values: dict[str, list[float]] = defaultdict(list)
     for response in responses:
-        values[response.prompt_id].append(measure(response))
+        value = measure(response)
+        if value is not None:
+            values[response.prompt_id].append(value)
     return {prompt_id: fmean(values[prompt_id]) for prompt_id in sorted(values)}
+
+
+def _paired(
+    treated: Sequence[GradedResponse], baseline: Sequence[GradedResponse], measure: Measure
+) -> tuple[list[float], list[float]]:
+    ours, theirs = _per_prompt(treated, measure), _per_prompt(baseline, measure)
+    both = [prompt_id for prompt_id in ours if prompt_id in theirs]
+    return [ours[prompt_id] for prompt_id in both], [theirs[prompt_id] for prompt_id in both]
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -161,16 +175,16 @@ def _kl_per_token(responses: Sequence[GradedResponse]) -> Interval:
 
 
 def _compare_kind(kind: str, treated: Sequence[GradedResponse], baseline: Sequence[GradedResponse]) -> Comparison:
-    measures = _measures([*treated, *baseline])
-    differences: dict[str, Interval] = {}
-    for name, measure in measures.items():
-        ours, theirs = _per_prompt(treated, measure), _per_prompt(baseline, measure)
-        differences[name] = difference_interval(list(ours.values()), [theirs[prompt_id] for prompt_id in ours])
-    principal = measures[PRINCIPAL_GRADE if PRINCIPAL_GRADE in measures else "score"]
-    ours, theirs = _per_prompt(treated, principal), _per_prompt(baseline, principal)
-    wins = sum(ours[prompt_id] > theirs[prompt_id] for prompt_id in ours)
-    losses = sum(ours[prompt_id] < theirs[prompt_id] for prompt_id in ours)
-    return Comparison(kind, len(ours), differences, wins, len(ours) - wins - losses, losses)
+    pairs = {name: _paired(treated, baseline, measure) for name, measure in _measures([*treated, *baseline]).items()}
+    judged = list(zip(*pairs.get(PRINCIPAL_GRADE, pairs["score"]), strict=True))
+    return Comparison(
+        kind=kind,
+        num_prompts=len(pairs["score"][0]),
+        differences={name: difference_interval(*values) for name, values in pairs.items() if values[0]},
+        wins=sum(ours > theirs for ours, theirs in judged),
+        ties=sum(ours == theirs for ours, theirs in judged),
+        losses=sum(ours < theirs for ours, theirs in judged),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -92,9 +92,22 @@ def test_models_with_different_prompts_are_not_compared() -> None:
         compare([graded("p9", "fact", 0.1), PPO[0]], SFT)
 
 
-def test_a_grade_that_some_responses_lack_or_whose_name_is_taken_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"\['gold'\] are missing"):
-        summarise([SFT[0], replace(SFT[1], grades={"honest": 1.0})])
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(DataError, match="no response to compare"):
+        compare([], [])
+
+
+def test_a_grade_that_some_prompts_lack_is_taken_over_the_others() -> None:
+    sft = [SFT[0], SFT[1], replace(SFT[2], grades={"honest": 1.0})]
+    ppo = [replace(PPO[0], grades={"honest": 1.0}), PPO[1], PPO[2]]
+    assert summarise(ppo)["all"].measures["gold"].count == 2
+    assert "gold" not in summarise(ppo)["refuse"].measures
+    comparison = compare(ppo, sft)["all"]
+    assert comparison.differences["gold"].value == pytest.approx((0.6 - 0.1) / 2)
+    assert (comparison.num_prompts, comparison.wins, comparison.ties, comparison.losses) == (3, 1, 0, 1)
+
+
+def test_a_grade_whose_name_is_taken_is_an_error() -> None:
     with pytest.raises(DataError, match=r"\['score'\] have names"):
         summarise([replace(SFT[0], grades={"score": 1.0})])
 

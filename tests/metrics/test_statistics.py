@@ -54,7 +54,7 @@ def test_too_few_values_have_a_mean_but_no_interval() -> None:
 
 
 def test_a_paired_difference_sees_what_the_spread_over_prompts_would_hide() -> None:
-    baseline = list(np.arange(0.0, 100.0, 2.0))  # prompts differ by 98, models by 1
+    baseline = [2.0 * index for index in range(50)]  # prompts differ by 98, models by 1
     treated = [value + 1.0 for value in baseline]
     assert difference_interval(treated, baseline) == Interval(1.0, 1.0, 1.0, 50)
     assert difference_interval(treated, baseline).is_above_zero

@@ -1,0 +1,75 @@
+"""What a report is made from: the records that the stages leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from rlhf_ray.metrics.evaluation import Comparison, GradedResponse, ModelSummary, compare, summarise
+from rlhf_ray.metrics.sinks import MetricRow
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """Agreement with people on some held-out pairs. ``correct`` may hold halves: a rule that ties on a pair."""
+
+    name: str  # "reward model, all pairs", "length rule (longer wins)", "chosen is longer" ...
+    correct: float
+    total: int
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Held-out pairs whose predicted probability sigmoid(r_i - r_j) lies in one range."""
+
+    predicted: float  # mean prediction
+    agreed: int  # pairs where people chose i
+    total: int
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Something a stage wrote, and what it was made from."""
+
+    name: str
+    stage: str
+    fingerprint: str
+    made_from: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on the page. ``sft`` and ``ppo`` are responses to the same held-out prompts."""
+
+    title: str
+    description: str
+    command: str  # that does the run again
+    seed: int
+    sft: tuple[GradedResponse, ...]
+    ppo: tuple[GradedResponse, ...]
+    sft_curve: tuple[MetricRow, ...] = ()
+    reward_model_curve: tuple[MetricRow, ...] = ()
+    ppo_curve: tuple[MetricRow, ...] = ()
+    reward_model: tuple[AccuracyRow, ...] = ()
+    calibration: tuple[CalibrationBin, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)  # in the order of the stages
+    artefacts: tuple[Artefact, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config_yaml: str = ""
+    num_shown: int = 12  # prompts whose responses are shown side by side
+
+    @cached_property
+    def summaries(self) -> tuple[dict[str, ModelSummary], dict[str, ModelSummary]]:
+        """Return the summaries of SFT and of PPO, by kind."""
+        return summarise(self.sft), summarise(self.ppo)
+
+    @cached_property
+    def comparison(self) -> dict[str, Comparison]:
+        """Return PPO - SFT by kind.
+
+        Raises:
+            DataError: the two models were not given the same prompts.
+        """
+        return compare(self.ppo, self.sft)
