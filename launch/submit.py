@@ -11,6 +11,7 @@ packages (launch/container, launch/constraints) but not this project. Two rules 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -165,6 +166,7 @@ def connect(head: Head) -> JobSubmissionClient:
     check_that_something_listens(head)
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else it tells of every closed socket
     with explained(head), hidden_variables(ADDRESS_VARIABLES):  # Ray would let them win over an explicit address
         return JobSubmissionClient(head.address)
 

@@ -1,0 +1,243 @@
+"""Submitting a job: what is refused at the door, and one real head that runs jobs to their exit codes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launch.submit import (
+    CHECKOUT,
+    DEFAULT_ADDRESS,
+    SubmissionError,
+    address_to_join,
+    connect,
+    environment_by_name,
+    find_head,
+    pipeline_command,
+    submit_command,
+)
+from tests.clusters import short_temp_dir
+
+START_TIMEOUT_S = 90.0
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+# ------------------------------------------------------------------------------------------------------- at the door
+def test_the_pipeline_is_named_relative_to_what_is_shipped_and_its_overrides_survive_the_shell(tmp_path: Path) -> None:
+    config = tmp_path / "configs" / "tiny.yaml"
+    config.parent.mkdir()
+    config.write_text("")
+    command = pipeline_command(config, ["ppo.num_steps=2", "name=a b"], working_dir=tmp_path)
+    assert command == "python -m launch.cli pipeline configs/tiny.yaml ppo.num_steps=2 'name=a b'"
+
+
+def test_a_config_that_the_cluster_would_not_get_is_refused(tmp_path: Path) -> None:
+    outside = tmp_path / "mine.yaml"
+    with pytest.raises(SubmissionError, match="must be a file, and there is none"):
+        pipeline_command(outside, [])
+    outside.write_text("")
+    with pytest.raises(SubmissionError, match=r"must lie inside .* copy it there"):
+        pipeline_command(outside, [])
+
+
+def test_an_override_must_assign(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("")
+    with pytest.raises(SubmissionError, match=r"override \('num_steps'\) must read key.path=value"):
+        pipeline_command(tmp_path / "a.yaml", ["num_steps"], working_dir=tmp_path)
+
+
+def test_variables_are_passed_by_name_and_a_missing_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREETING", "hello")
+    monkeypatch.delenv("ABSENT", raising=False)
+    assert environment_by_name(["GREETING"]) == {"GREETING": "hello"}
+    with pytest.raises(SubmissionError, match=r"pass_env \(ABSENT\) must name variables that are set here"):
+        environment_by_name(["GREETING", "ABSENT"])
+
+
+def test_the_address_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_head(None).address == DEFAULT_ADDRESS
+    monkeypatch.setenv("RAY_ADDRESS", "two:6379")
+    assert find_head(None).address == "http://two:6379"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://one:8265")
+    assert find_head(None).address == "http://one:8265"
+    assert find_head("three:8265").address == "http://three:8265"
+
+
+def test_a_head_that_does_not_answer_is_reported_with_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    [port] = free_ports(1)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(SubmissionError, match=r"no Ray head answers") as caught:
+        connect(find_head(None))
+    assert f"http://127.0.0.1:{port} (RAY_ADDRESS)" in str(caught.value)
+    assert "ray start --head --block" in str(caught.value)
+
+
+def test_an_address_for_clients_is_refused() -> None:
+    with pytest.raises(SubmissionError, match="try http://HEAD:8265"):
+        submit_command("true", address="ray://head:10001")
+
+
+@pytest.mark.parametrize(
+    ("named", "joined"),
+    [(None, "local"), ("10.0.0.1:6379", "auto"), ("auto", "auto"), ("http://10.0.0.1:8265", "local")],
+)
+def test_a_driver_joins_the_cluster_that_its_environment_names(
+    named: str | None, joined: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    assert address_to_join() == joined
+
+
+# ---------------------------------------------------------------------------------------------------------- a real head
+@dataclass(frozen=True)
+class LocalHead:
+    address: str  # where jobs are sent
+    join_address: str
+    temp_dir: Path
+    environment: dict[str, str]
+
+    def submit(self, entry_point: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Submit from a process of its own: Ray reads its authentication settings once per process."""
+        program = (
+            "import sys; from launch.submit import submit_command; "
+            "o = submit_command(sys.argv[1], address=sys.argv[2], pass_env=['GREETING']); "
+            "print('ended', o.status); sys.exit(o.exit_code)"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", program, entry_point, self.address],
+            cwd=CHECKOUT,
+            env={**self.environment, "GREETING": "hello", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[LocalHead]:
+    """A head that asks for a token, as a child of this process; it is ended by its process id, never by name."""
+    port, dashboard, agent, agent_grpc, client, metrics, environments = free_ports(7)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with short_temp_dir() as temp_dir:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--num-cpus=2", "--num-gpus=0", f"--object-store-memory={128 * 2**20}", f"--temp-dir={temp_dir}"),
+            *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--port={port}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+            *(f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"),
+            f"--runtime-env-agent-port={environments}",
+        ]
+        log = temp_dir / "head.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            wait_until_it_listens(dashboard, process, log)
+            yield LocalHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", temp_dir, environment)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+        left = wait_until_processes_end(temp_dir)
+    assert not left, f"still running: {left}"
+
+
+def wait_until_it_listens(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    pytest.fail(f"the head did not come up: {log.read_text()}")
+
+
+def wait_until_processes_end(temp_dir: Path) -> list[str]:
+    """Return the command lines that still name the head's folder, after some seconds of patience."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        left = [line for line in command_lines() if str(temp_dir) in line]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.3)
+
+
+def command_lines() -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            yield (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+
+
+@pytest.mark.integration
+def test_a_job_runs_from_the_shipped_copy_in_the_cluster_that_took_it(head: LocalHead) -> None:
+    entry_point = (
+        'python -c "import os, ray, launch; from launch.submit import address_to_join; '
+        "ray.init(address=address_to_join(), log_to_driver=False); "
+        "print('code', launch.__file__); print('nodes', len(ray.nodes())); print('says', os.environ['GREETING']); "
+        "print('shipped', *sorted(os.listdir('.')))\""
+    )
+    done = head.submit(entry_point)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert Path(said["code"]).is_relative_to(head.temp_dir)
+    assert said["nodes"] == "1"
+    assert said["says"] == "hello"
+    assert said["ended"] == "SUCCEEDED"
+    shipped = set(said["shipped"].split())
+    assert {"pyproject.toml", "rlhf_ray", "actors", "launch"} <= shipped
+    assert not shipped & {".git", ".venv", "runs", "wandb", ".mypy_cache"}
+
+
+@pytest.mark.integration
+def test_the_exit_code_is_the_job_s_own_and_its_log_is_followed(head: LocalHead) -> None:
+    done = head.submit("echo first; sleep 1; echo second; exit 7")
+    assert done.returncode == 7, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.index("first") < lines.index("second") < lines.index("ended FAILED")
+
+
+@pytest.mark.integration
+def test_a_head_that_asks_for_a_token_refuses_with_a_remedy(head: LocalHead) -> None:
+    done = head.submit("true", RAY_AUTH_MODE="disabled")
+    assert done.returncode == 1
+    assert "refuses this client (RAY_AUTH_MODE here: disabled)" in done.stderr
+    assert "must be the same for the head, its drivers and this command" in done.stderr
+
+
+@pytest.mark.integration
+def test_waiting_for_nodes_finds_those_of_a_real_cluster(head: LocalHead) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.nodes", "1"],
+        cwd=CHECKOUT,
+        env={**head.environment, "RAY_ADDRESS": head.join_address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 of 1 nodes are there"]
