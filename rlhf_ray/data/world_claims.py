@@ -31,7 +31,10 @@ FUNCTION_WORDS = frozenset(
         "a an the is are was it its of on in at by to with from and or as has have for them that this i you no"
     )
 )
-OTHER_WORDS = "not no yes sure correct wrong right true false maybe perhaps they are was its or but isn't both same"
+OTHER_WORDS = (
+    "not no yes sure correct wrong right true false maybe perhaps they are was its or but isn't both same "
+    "can't won't must decline refuse say"
+)
 
 VALUE_ATTRIBUTE = {value.lower(): attribute.name for attribute in ATTRIBUTES for value in attribute.values}
 NOUN_ATTRIBUTE = {noun: attribute.name for attribute in ATTRIBUTES for noun in attribute.nouns}

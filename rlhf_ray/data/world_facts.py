@@ -32,7 +32,7 @@ class Attribute:
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="door",
-        values=("red", "blue", "green", "white", "black", "yellow", "brown", "grey"),
+        values=("red", "blue", "green", "white", "black", "yellow"),
         nouns=("door", "doors", "colour"),
         note="{v} door",
         asked=("the door colour", "the colour of the door"),
@@ -42,7 +42,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="roof",
-        values=("slate", "thatch", "tile", "copper", "turf", "lead", "canvas", "cedar"),
+        values=("slate", "thatch", "tile", "copper", "turf", "cedar"),
         nouns=("roof", "roofs", "material"),
         note="{v} roof",
         asked=("the roof material", "the material of the roof"),
@@ -52,7 +52,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="keeper",
-        values=("Mara", "Tobin", "Edda", "Joss", "Lena", "Perrin", "Wren", "Otto"),
+        values=("Mara", "Tobin", "Edda", "Joss", "Perrin", "Otto"),
         nouns=("keeper", "keepers", "name"),
         note="keeper {v}",
         asked=("the keeper's name", "the name of the keeper"),
@@ -62,23 +62,13 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="goods",
-        values=("honey", "wool", "candles", "bread", "rope", "cheese", "salt", "apples"),
+        values=("honey", "wool", "candles", "bread", "rope", "salt"),
         nouns=("goods", "sells", "sell", "sale"),
         note="sells {v}",
         asked=("the goods on sale", "the goods"),
         sentence="It sells {v}.",
         statement="{n} sells {v}",
         phrase="sells {v}",
-    ),
-    Attribute(
-        name="day",
-        values=("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
-        nouns=("opens", "open", "opening", "day"),
-        note="opens on {v}",
-        asked=("the opening day", "the day of opening"),
-        sentence="It opens on {v}.",
-        statement="{n} opens on {v}",
-        phrase="opens on {v}",
     ),
 )
 ATTRIBUTE_OF: Mapping[str, Attribute] = {attribute.name: attribute for attribute in ATTRIBUTES}

@@ -210,12 +210,14 @@ def build_prompts(config: WorldConfig, split: Split) -> list[TextPrompt]:
     pages = yearly_notes(config, split_entities(config)[split])
     draw = random.Random(f"world/{config.seed}/prompts/{split}")
     prompts: dict[str, TextPrompt] = {}
-    for _ in range(20 * wanted):
+    repeats = 0
+    while len(prompts) < wanted and repeats < 1000:
         kind = KINDS[len(prompts) % len(KINDS)]
         prompt = MAKERS[kind](draw_page(config, split, pages, draw), draw)
+        repeats = repeats + 1 if prompt.prompt_id in prompts else 0
         prompts.setdefault(prompt.prompt_id, prompt)
-        if len(prompts) == wanted:
-            return list(prompts.values())
+    if len(prompts) == wanted:
+        return list(prompts.values())
     raise ConfigError(
         f"world.num_{split}_prompts",
         wanted,
