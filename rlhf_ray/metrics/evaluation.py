@@ -22,6 +22,7 @@ from rlhf_ray.metrics.text import distinct_n, repetition
 
 ALL_KINDS = "all"
 PRINCIPAL_GRADE = "gold"
+QUANTITIES = ("score", "kl_per_response", "tokens", "repetition")  # never a yes or a no, even where all are 0
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,9 @@ def _paired(
     return [ours[prompt_id] for prompt_id in both], [theirs[prompt_id] for prompt_id in both]
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    """Wilson's interval where every prompt has a yes or a no, the bootstrap elsewhere."""
-    if values and all(value in (0.0, 1.0) for value in values):
+def _interval(name: str, values: Sequence[float]) -> Interval:
+    """Wilson's interval for a yes or a no (finished, or a grade of 0 and 1 only), the bootstrap for anything else."""
+    if name not in QUANTITIES and values and all(value in (0.0, 1.0) for value in values):
         return proportion_interval(sum(values), len(values))
     return mean_interval(values)
 
@@ -154,7 +155,7 @@ def _interval(values: Sequence[float]) -> Interval:
 def _summarise_kind(kind: str, responses: Sequence[GradedResponse]) -> ModelSummary:
     intervals: dict[str, Interval] = {}
     for name, measure in _measures(responses).items():
-        intervals[name] = _interval(list(_per_prompt(responses, measure).values()))
+        intervals[name] = _interval(name, list(_per_prompt(responses, measure).values()))
         if name == "kl_per_response":
             intervals["kl_per_token"] = _kl_per_token(responses)
     return ModelSummary(

@@ -33,10 +33,13 @@ class ProgressReport(Protocol):
 def progress(description: str, total: int, unit: str, stream: TextIO | None = None) -> Iterator[ProgressReport]:
     """Show the progress of ``total`` units of work; 0 where the total is unknown. Default stream: standard output.
 
+    ``unit`` names what is counted, ``step`` or ``steps``.
+
     On a terminal this is a bar with rate and time left. Anywhere else it is plain lines: one when the work starts, one
     every 10 to 60 seconds (sooner where a further 10% are done), and one when it ends, which says so if it failed.
     """
     stream = stream or sys.stdout
+    unit = f"{unit.removesuffix('s')}s"
     if stream.isatty():
         with _bar(stream, unit) as bar:
             yield _Bar(bar, bar.add_task(description, total=total or None, note=""))

@@ -56,6 +56,10 @@ def test_a_yes_or_no_has_wilsons_interval() -> None:
     assert summarise(SFT)["all"].measures["finished"] == proportion_interval(2, 3)
 
 
+def test_a_quantity_that_happens_to_be_zero_everywhere_is_no_proportion() -> None:
+    assert summarise(SFT)["all"].measures["kl_per_response"] == Interval(0.0, 0.0, 0.0, 3)
+
+
 def test_several_responses_to_a_prompt_count_as_one_prompt() -> None:
     summary = summarise([graded("p1", "fact", 0.0), graded("p1", "fact", 1.0), graded("p2", "fact", 1.0)])["all"]
     assert (summary.num_prompts, summary.num_responses) == (2, 3)

@@ -73,6 +73,14 @@ def test_a_file_gets_no_control_characters_and_hears_of_a_failure() -> None:
     assert lines[-1].startswith("score  stopped  3/4 responses")
 
 
+@pytest.mark.parametrize("unit", ["step", "steps"])
+def test_a_unit_may_be_given_in_the_singular(unit: str) -> None:
+    stream = io.StringIO()
+    with progress("sft", 200, unit, stream):
+        pass
+    assert stream.getvalue().splitlines()[0] == "sft  200 steps"
+
+
 def test_work_of_unknown_size_counts_without_a_share() -> None:
     stream, clock = io.StringIO(), Clock()
     lines = PlainProgress("wait", 0, "nodes", stream, clock)
