@@ -35,7 +35,7 @@ class Task(Protocol):
         ...
 
     def grade(self, prompt: TextPrompt, response: str) -> Mapping[str, float]:
-        """Ground truth: named measures of one response, the principal one under the key ``gold``, in [0, 1].
+        """Named measures of one response; where a ground truth exists, the principal one is ``gold``, in [0, 1].
 
         Never shown to the reward model or to PPO.
         """
