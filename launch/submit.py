@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from rlhf_ray.errors import RlhfError
+from rlhf_ray.config.load import load_config
+from rlhf_ray.errors import ConfigError, RlhfError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -92,7 +93,8 @@ def submit(
         write: receives the log in pieces.
 
     Raises:
-        SubmissionError: wrong input, no head at the address, or the head refuses.
+        ConfigError: the configuration is wrong, or cannot work in a job.
+        SubmissionError: no head at the address, or the head refuses.
     """
     entry_point = pipeline_command(config_path, overrides, working_dir=working_dir)
     return submit_command(
@@ -101,20 +103,24 @@ def submit(
 
 
 def pipeline_command(config_path: str | Path, overrides: Sequence[str], *, working_dir: Path = CHECKOUT) -> str:
-    """Return the shell command that runs the pipeline from the shipped copy; no script needs to be installed there."""
-    path = Path(config_path).resolve()
-    if not path.is_file():
-        raise SubmissionError(f"config ({config_path}) must be a file, and there is none; see configs/ for presets")
-    if not path.is_relative_to(working_dir.resolve()):
-        raise SubmissionError(
-            f"config ({config_path}) must lie inside {working_dir}, which is what the cluster gets; copy it there"
+    """Return the shell command that runs the pipeline from the shipped copy; no script needs to be installed there.
+
+    Raises ConfigError here, in seconds, for whatever the pipeline would refuse on the cluster.
+    """
+    config = load_config(config_path, overrides)
+    path, root = Path(config_path).resolve(), working_dir.resolve()
+    if not path.is_relative_to(root):
+        raise ConfigError(
+            "CONFIG", str(config_path), f"must lie inside {root}, which the cluster gets", "copy it there"
         )
-    for override in overrides:
-        if "=" not in override:
-            raise SubmissionError(f"override ({override!r}) must read key.path=value")
-    return shlex.join(
-        ["python", "-m", "launch.cli", "pipeline", str(path.relative_to(working_dir.resolve())), *overrides]
-    )
+    if not Path(config.output_dir).is_absolute():
+        raise ConfigError(
+            "output_dir",
+            config.output_dir,
+            "must be absolute in a job, for the shipped copy is deleted with it",
+            "pass output_dir=/STORAGE/THAT/ALL/NODES/SEE/NAME",
+        )
+    return shlex.join(["python", "-m", "launch.cli", "pipeline", str(path.relative_to(root)), *overrides])
 
 
 def submit_command(
@@ -254,12 +260,3 @@ def outcome(client: JobSubmissionClient, submission_id: str) -> JobOutcome:
         exit_code=0 if succeeded else (code if code and code > 0 else 1),
         message=info.message or "",
     )
-
-
-def address_to_join() -> Literal["auto", "local"]:
-    """Return what a driver gives to ``ray.init``: the cluster that its environment names, or one of its own.
-
-    Ray sets RAY_ADDRESS for the driver of a job. An http address there is meant for submitting, not for joining.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    return "auto" if address and not address.startswith("http") else "local"

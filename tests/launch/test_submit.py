@@ -20,13 +20,13 @@ from launch.submit import (
     CHECKOUT,
     DEFAULT_ADDRESS,
     SubmissionError,
-    address_to_join,
     connect,
     environment_by_name,
     find_head,
     pipeline_command,
     submit_command,
 )
+from rlhf_ray.errors import ConfigError
 from tests.clusters import short_temp_dir
 
 START_TIMEOUT_S = 90.0
@@ -44,24 +44,31 @@ def free_ports(count: int) -> list[int]:
 def test_the_pipeline_is_named_relative_to_what_is_shipped_and_its_overrides_survive_the_shell(tmp_path: Path) -> None:
     config = tmp_path / "configs" / "tiny.yaml"
     config.parent.mkdir()
-    config.write_text("")
+    config.write_text("output_dir: /shared/tiny\n")
     command = pipeline_command(config, ["ppo.num_steps=2", "name=a b"], working_dir=tmp_path)
     assert command == "python -m launch.cli pipeline configs/tiny.yaml ppo.num_steps=2 'name=a b'"
 
 
 def test_a_config_that_the_cluster_would_not_get_is_refused(tmp_path: Path) -> None:
     outside = tmp_path / "mine.yaml"
-    with pytest.raises(SubmissionError, match="must be a file, and there is none"):
+    with pytest.raises(ConfigError, match="is not a file"):
         pipeline_command(outside, [])
-    outside.write_text("")
-    with pytest.raises(SubmissionError, match=r"must lie inside .* copy it there"):
+    outside.write_text("output_dir: /shared/mine\n")
+    with pytest.raises(ConfigError, match=r"must lie inside .* copy it there"):
         pipeline_command(outside, [])
 
 
-def test_an_override_must_assign(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("")
-    with pytest.raises(SubmissionError, match=r"override \('num_steps'\) must read key.path=value"):
-        pipeline_command(tmp_path / "a.yaml", ["num_steps"], working_dir=tmp_path)
+def test_a_run_whose_results_would_go_with_the_job_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("output_dir: runs/a\n")
+    with pytest.raises(ConfigError, match=r"output_dir \('runs/a'\) must be absolute in a job"):
+        pipeline_command(tmp_path / "a.yaml", [], working_dir=tmp_path)
+    pipeline_command(tmp_path / "a.yaml", ["output_dir=/shared/a"], working_dir=tmp_path)
+
+
+def test_what_the_pipeline_would_refuse_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("output_dir: /shared/a\n")
+    with pytest.raises(ConfigError, match=r"ppo\.num_stepz .* did you mean ppo\.num_steps"):
+        pipeline_command(tmp_path / "a.yaml", ["ppo.num_stepz=2"], working_dir=tmp_path)
 
 
 def test_variables_are_passed_by_name_and_a_missing_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,19 +100,6 @@ def test_a_head_that_does_not_answer_is_reported_with_what_was_tried(monkeypatch
 def test_an_address_for_clients_is_refused() -> None:
     with pytest.raises(SubmissionError, match="try http://HEAD:8265"):
         submit_command("true", address="ray://head:10001")
-
-
-@pytest.mark.parametrize(
-    ("named", "joined"),
-    [(None, "local"), ("10.0.0.1:6379", "auto"), ("auto", "auto"), ("http://10.0.0.1:8265", "local")],
-)
-def test_a_driver_joins_the_cluster_that_its_environment_names(
-    named: str | None, joined: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if named is not None:
-        monkeypatch.setenv("RAY_ADDRESS", named)
-    assert address_to_join() == joined
 
 
 # ---------------------------------------------------------------------------------------------------------- a real head
@@ -195,8 +189,7 @@ def command_lines() -> Iterator[str]:
 @pytest.mark.integration
 def test_a_job_runs_from_the_shipped_copy_in_the_cluster_that_took_it(head: LocalHead) -> None:
     entry_point = (
-        'python -c "import os, ray, launch; from launch.submit import address_to_join; '
-        "ray.init(address=address_to_join(), log_to_driver=False); "
+        "python -c \"import os, ray, launch; ray.init(address=os.environ['RAY_ADDRESS'], log_to_driver=False); "
         "print('code', launch.__file__); print('nodes', len(ray.nodes())); print('says', os.environ['GREETING']); "
         "print('shipped', *sorted(os.listdir('.')))\""
     )
