@@ -62,7 +62,7 @@ def test_epochs_and_seeds_give_different_orders() -> None:
 
 
 def test_the_first_item_of_an_epoch_is_uniform_although_batches_cross_the_boundary() -> None:
-    firsts = Counter()  # type: Counter[int]
+    firsts: Counter[int] = Counter()
     for seed in range(600):
         sampler = ResumableSampler(num_items=6, batch_size=4, seed=seed)
         firsts[[item for _ in range(2) for item in sampler.next_batch()][6]] += 1
