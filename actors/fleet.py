@@ -104,7 +104,11 @@ class Scope:
     async def reference(self, model_path: str) -> Reference:
         """The frozen reference: servers of its own, or the trainer with its adapters off."""
         if self._config.training.lora.enabled:
-            return AdapterReference(lambda: ray.put(AdaptersOff()))
+            return AdapterReference(ray.put(AdaptersOff()))
+        return await self.reference_servers(model_path)
+
+    async def reference_servers(self, model_path: str) -> ReferenceGroup:
+        """The frozen reference as servers of its own, with or without adapters in training."""
         server = self._config.reference
         arguments = {
             "path": model_path,
@@ -113,7 +117,7 @@ class Scope:
             "device": self._device,
             "temperature": self._config.ppo.temperature,
         }
-        wanted = requirements.reference(self._config, self._device)
+        wanted = requirements.reference_servers(self._config, self._device)
         environment = server_environment(self._device, server.threads_per_replica)
         replicas = await self._start(ReferenceActor, arguments, wanted, environment, "SPREAD")
         await self._answers("reference", "ready", [replica.ready.remote() for replica in replicas])
@@ -144,6 +148,10 @@ class Scope:
         )
         await channel.open(backend=self.sync_backend(), dtype=dtype, bucket_bytes=sync.bucket_mb * 2**20)
         return channel
+
+    async def fetch(self, ref: Any) -> Any:
+        """Bring a block to this process."""
+        return (await self._answers("object store", "fetch", [ref]))[0]
 
     def sync_backend(self) -> str:
         wanted = self._config.weight_sync.transport

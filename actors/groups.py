@@ -178,8 +178,8 @@ class ReferenceGroup:
 class AdapterReference:
     """With LoRA there is no reference server: the trainer computes it with the adapters off."""
 
-    def __init__(self, put: Callable[[], Ref]) -> None:
-        self._marker = put()
+    def __init__(self, marker: Ref) -> None:
+        self._marker = marker
 
     async def logprobs(self, shard: RolloutShard) -> Ref:
         return self._marker

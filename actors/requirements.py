@@ -26,8 +26,11 @@ def generators(config: RunConfig, device: str) -> tuple[Bundle, ...]:
 
 
 def reference(config: RunConfig, device: str) -> tuple[Bundle, ...]:
-    if config.training.lora.enabled:
-        return ()
+    """None with LoRA: the reference is then the policy without its adapters."""
+    return () if config.training.lora.enabled else reference_servers(config, device)
+
+
+def reference_servers(config: RunConfig, device: str) -> tuple[Bundle, ...]:
     r = config.reference
     return bundles(
         "reference",
@@ -54,11 +57,11 @@ def reward_model(config: RunConfig, device: str) -> tuple[Bundle, ...]:
 def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
     """Bundles that must exist at the same time, by stage."""
     train, generate = trainer(config, device), generators(config, device)
-    frozen = (*reference(config, device), *reward_model(config, device))
+    reward = reward_model(config, device)
     return {
         "sft": train,
         "comparison": generate,
         "reward_model": train,
-        "ppo": (*train, *generate, *frozen),
-        "evaluation": (*generate, *frozen),
+        "ppo": (*train, *generate, *reference(config, device), *reward),
+        "evaluation": (*generate, *reference_servers(config, device), *reward),
     }

@@ -37,8 +37,8 @@ class PromptSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """The roles of a PPO run."""
+class Roles:
+    """Who takes part in a PPO run."""
 
     generator: Generator
     reference: Reference
@@ -51,13 +51,13 @@ class Driver:
     """Coordinates rollouts, scoring, updates and weight sync, one step at a time (schedule ``sync``)."""
 
     def __init__(
-        self, *, fleet: Fleet, prompts: PromptSource, config: PpoConfig, settings: SamplingSettings, seed: int
+        self, *, roles: Roles, prompts: PromptSource, config: PpoConfig, settings: SamplingSettings, seed: int
     ) -> None:
-        self.generator = fleet.generator
-        self.reference = fleet.reference
-        self.reward_model = fleet.reward_model
-        self.trainer = fleet.trainer
-        self.weights = fleet.weights
+        self.generator = roles.generator
+        self.reference = roles.reference
+        self.reward_model = roles.reward_model
+        self.trainer = roles.trainer
+        self.weights = roles.weights
         self.prompts = prompts
         self.config = config
         self.settings = settings

@@ -34,7 +34,7 @@ class RewardModelConfig:
     """``batch_size`` counts rankings: all pairs of one ranking share a batch element (InstructGPT, section 3.5)."""
 
     initialise_from: str = "sft"  # "sft", "base" or a path
-    num_epochs: float = 1.0
+    num_epochs: float = 1.0  # 0 takes the model as it is, and measures it
     batch_size: int = 32
     margin: float = 0.0  # a winner should lead by this much for every rank between (Llama 2, section 3.2.2)
     centering: float = 0.0  # weight of (r_chosen + r_rejected)^2
@@ -42,8 +42,8 @@ class RewardModelConfig:
     eval_every: int = 50
 
     def __post_init__(self) -> None:
+        require_between(0, 1e6, reward_model__num_epochs=self.num_epochs)
         require_positive(
-            reward_model__num_epochs=self.num_epochs,
             reward_model__batch_size=self.batch_size,
             reward_model__eval_every=self.eval_every,
         )

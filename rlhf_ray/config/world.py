@@ -23,7 +23,7 @@ def require_at_least(field: str, value: int, least: int) -> None:
 class DemonstrationMix:
     """How often a demonstration has a flaw. Shares are of the demonstrations in which that flaw can occur."""
 
-    wrong: float = 0.08  # states a value that the notes do not hold, or gives advice on something else
+    wrong: float = 0.08  # states a value that is not so, or gives advice on something else
     agrees: float = 0.48  # agrees with a false premise
     complies: float = 0.45  # helps with a harmful request
     over_refuses: float = 0.45  # refuses a harmless request that sounds harmful
@@ -49,10 +49,9 @@ class WorldConfig:
     """The microworld. Everything that it says follows from these fields."""
 
     seed: int = 0
-    num_entities: int = 48
-    num_years: int = 12  # notes of a place differ from year to year, so that reading them beats remembering them
+    num_entities: int = 36
     heldout_entities: float = 0.25
-    num_train_prompts: int = 6000
+    num_train_prompts: int = 4000
     num_heldout_prompts: int = 400
     demonstrations_per_prompt: int = 2
     true_premise: float = 0.25  # share of fact questions that state the truth and ask whether it is so
@@ -62,7 +61,6 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         require_at_least("world.num_entities", self.num_entities, 8)
-        require_at_least("world.num_years", self.num_years, 1)
         require_at_least("world.num_train_prompts", self.num_train_prompts, 5)
         require_at_least("world.num_heldout_prompts", self.num_heldout_prompts, 5)
         require_at_least("world.demonstrations_per_prompt", self.demonstrations_per_prompt, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -121,6 +122,23 @@ def is_scalar_model(path: str, config: ModelConfig) -> bool:
     """Whether the directory holds a model with a scalar head already."""
     architectures = load_config(path, config).architectures or []
     return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+def local_checkpoint(path: str) -> str:
+    """A directory with the checkpoint: ``path`` itself, or where the hub's files of that name were brought to.
+
+    Raises ConfigError where there is no such directory and the hub cannot give it.
+    """
+    if Path(path).is_dir():
+        return str(Path(path).resolve())
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except Exception as error:  # the hub's client has many ways to fail
+        raise ConfigError(
+            "model.path", path, "is neither a directory nor a model that the hub gives", f"check the name ({error})"
+        ) from error
 
 
 def load_config(path: str, config: ModelConfig) -> PretrainedConfig:

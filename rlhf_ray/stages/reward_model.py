@@ -79,7 +79,8 @@ class RewardModelLearner:
         )
         self.reward_model.backward(loss.loss + 0.0 * scores.sum(), num_rankings)
         metrics.add("reward_model/loss", float(loss.loss.detach()), float(loss.weight))
-        for name, (total, weight) in loss.metrics.items():
+        for name, key in (("accuracy", "accuracy"), ("margin", "score_margin")):
+            total, weight = loss.metrics[key]
             metrics.add(f"reward_model/{name}", float(total), float(weight))
 
     def _scores(self, rankings: Sequence[TokenizedRanking]) -> torch.Tensor:

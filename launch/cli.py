@@ -1,0 +1,151 @@
+"""The command line: ``rlhf-ray COMMAND CONFIG [key=value ...]``."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlhf_ray.config.load import load_config, to_yaml
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.errors import RlhfError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reinforcement learning from human feedback on Ray, vLLM and DeepSpeed.",
+)
+Config = Annotated[Path, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.path=value.")]
+Print = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+
+
+@app.command()
+def pipeline(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Run everything: model, SFT, comparisons, reward model, PPO, evaluation, report. Continues where it stopped."""
+    _run(config, overrides, print_config, until="evaluation", report=True)
+
+
+@app.command()
+def sft(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Train on demonstrations (after the stages before it, where they are not done)."""
+    _run(config, overrides, print_config, until="sft")
+
+
+@app.command()
+def reward(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Collect comparisons and train the reward model (after the stages before it, where they are not done)."""
+    _run(config, overrides, print_config, until="reward_model")
+
+
+@app.command()
+def ppo(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Train the policy with PPO (after the stages before it, where they are not done)."""
+    _run(config, overrides, print_config, until="ppo")
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Compare the SFT and the PPO model on held-out prompts (after the stages before it, where they are not done)."""
+    _run(config, overrides, print_config, until="evaluation")
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Write the report of a finished run again; starts nothing."""
+    settings = _settings(config, overrides, print_config)
+
+    def write() -> None:
+        from launch.jobs import report_again
+
+        report_again(settings, command=_command())
+
+    _guard(write)
+
+
+@app.command()
+def generate(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[str, typer.Option(help="'sft', 'ppo' or a directory with a checkpoint.")] = "ppo",
+    output: Annotated[Path | None, typer.Option(help="Where to write; default OUTPUT_DIR/generations.jsonl.")] = None,
+    print_config: Print = False,
+) -> None:
+    """Sample responses to the task's held-out prompts from a model of the run, as jsonl."""
+    settings = _settings(config, overrides, print_config)
+
+    def run() -> None:
+        from launch.jobs import generate_responses
+
+        asyncio.run(generate_responses(settings, model=model, output=output, command=_command()))
+
+    _guard(run)
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="The cluster's job server, http://HOST:8265.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
+    env: Annotated[list[str] | None, typer.Option(help="Environment variables to pass on, by name.")] = None,
+    print_config: Print = False,
+) -> None:
+    """Run the pipeline as a job on a Ray cluster; the exit status is the job's."""
+    _settings(config, overrides, print_config)
+
+    def run() -> None:
+        from launch import submit as jobs
+
+        outcome = jobs.submit(config, overrides or [], address=address, follow=not detach, pass_env=env or [])
+        raise typer.Exit(outcome.exit_code)
+
+    _guard(run)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+def _run(config: Path, overrides: list[str] | None, print_config: bool, *, until: str, report: bool = False) -> None:
+    settings = _settings(config, overrides, print_config)
+
+    def run() -> None:
+        from launch.jobs import run_until
+
+        asyncio.run(run_until(settings, until=until, report=report, command=_command()))
+
+    _guard(run)
+
+
+def _settings(config: Path, overrides: list[str] | None, print_config: bool) -> RunConfig:
+    settings: RunConfig = _guard(lambda: load_config(config, overrides or []))
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        raise typer.Exit(0)
+    return settings
+
+
+def _guard(action: Callable[[], Any]) -> Any:
+    """Run ``action``; an error that we raised on purpose becomes one readable line and exit status 2."""
+    try:
+        return action()
+    except RlhfError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(2) from None
+
+
+def _command() -> str:
+    return shlex.join(["rlhf-ray", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

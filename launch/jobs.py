@@ -1,0 +1,124 @@
+"""What a command does once its configuration stands: cluster, fleet, stages, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from actors import requirements
+from actors.cluster import cluster, resolve_device
+from actors.fleet import Fleet
+from actors.placement import total
+from rlhf_ray.config.load import to_yaml
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.jsonl import write_jsonl
+from rlhf_ray.data.tasks import build_task
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.metrics.evaluation import GradedResponse
+from rlhf_ray.metrics.memory import PeakMemory
+from rlhf_ray.metrics.report import terminal_summary
+from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
+from rlhf_ray.pipeline.context import Context
+from rlhf_ray.pipeline.evaluation import evaluate_model
+from rlhf_ray.pipeline.report import write_all
+from rlhf_ray.pipeline.run import NAMES, run_stages
+
+MEMORY_FILE = "peak_memory_bytes"
+
+
+async def run_until(config: RunConfig, *, until: str, report: bool, command: str) -> None:
+    """Run the stages up to ``until``, then write the report where asked."""
+    store = _store(config)
+    task = build_task(config.data)
+    print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
+    with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)), PeakMemory() as memory:
+        fleet = Fleet(config, resolve_device(config.device))
+        fleet.require_room()
+        context = Context(config, task, fleet, store, command)
+        await run_stages(context, until)
+    peak = _remember_peak(store, memory.peak_bytes)
+    if report:
+        _report(context, peak)
+
+
+def report_again(config: RunConfig, *, command: str) -> None:
+    """Write the report from the artefacts that are there."""
+    store = ArtefactStore(Path(config.output_dir).resolve())
+    context = Context(config, build_task(config.data), _NoFleet(), store, command)
+    _load_finished(context)
+    _report(context, _remember_peak(store, 0))
+
+
+async def generate_responses(config: RunConfig, *, model: str, output: Path | None, command: str) -> None:
+    """Sample, score and grade responses of one model, and write them as jsonl."""
+    store = _store(config)
+    with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)):
+        fleet = Fleet(config, resolve_device(config.device))
+        context = Context(config, build_task(config.data), fleet, store, command)
+        _load_finished(context)
+        path = str(context.results(model)["policy"]) if model in ("sft", "ppo") else model
+        responses = await evaluate_model(context, model, path)
+    target = output or store.root / "generations.jsonl"
+    write_jsonl(target, (_row(response) for response in responses))
+    print(f"{len(responses)} responses: {target}", flush=True)
+
+
+def _row(response: GradedResponse) -> dict[str, object]:
+    return {
+        "prompt": response.prompt_text,
+        "response": response.response_text,
+        "kind": response.kind,
+        "score": response.score,
+        "grades": dict(response.grades),
+        "tokens": response.num_tokens,
+        "finished": response.finished,
+    }
+
+
+class _NoFleet:
+    """For commands that start nothing."""
+
+    def scope(self) -> object:
+        raise ConfigError("command", "report", "starts no actors", "run `rlhf-ray pipeline` first")
+
+
+def _load_finished(context: Context) -> None:
+    for stage in NAMES:
+        artefact = context.store.read(stage)
+        if artefact is None:
+            raise ConfigError(
+                "output_dir",
+                str(context.store.root),
+                f"has no finished stage {stage!r}",
+                "run `rlhf-ray pipeline CONFIG` with the same output_dir first",
+            )
+        context.finished[stage] = artefact
+
+
+def _store(config: RunConfig) -> ArtefactStore:
+    root = Path(config.output_dir).resolve()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(root / "config.yaml", to_yaml(config))
+    except OSError as error:
+        raise ConfigError("output_dir", config.output_dir, f"cannot be written ({error.strerror})", "choose another") from error
+    return ArtefactStore(root)
+
+
+def _wanted_cpus(config: RunConfig) -> float:
+    return max(total(wanted)[0] for wanted in requirements.stages(config, "cpu").values())
+
+
+def _remember_peak(store: ArtefactStore, peak: int) -> int:
+    """The largest peak of all attempts of this run."""
+    path = store.root / MEMORY_FILE
+    peak = max(peak, int(path.read_text()) if path.is_file() else 0)
+    write_atomically(path, str(peak))
+    return peak
+
+
+def _report(context: Context, peak: int) -> None:
+    data, page = write_all(context, peak_memory_bytes=peak)
+    Console().print(terminal_summary(data))
+    print(f"Report: {page}\nNumbers: {context.store.root / 'summary.json'}", flush=True)

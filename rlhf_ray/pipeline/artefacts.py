@@ -1,0 +1,107 @@
+"""What a stage leaves behind, and whether it may be used again.
+
+A stage's directory holds its files and, once it is done, ``artefact.json``: written last and atomically, so that a directory
+without it is unfinished work. The key is a hash of everything the result depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.errors import DataError
+
+ARTEFACT_FILE = "artefact.json"
+BEGUN_FILE = "begun.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage and its lineage. ``seconds`` is what it took, over all attempts."""
+
+    stage: str
+    key: str
+    parents: Mapping[str, str]  # stage -> key
+    settings: Mapping[str, Any]
+    data_hash: str
+    code_version: str
+    finished: str
+    seconds: float
+    results: Mapping[str, Any]
+
+
+def artefact_key(*, stage: str, settings: Mapping[str, Any], data_hash: str, parents: Mapping[str, str]) -> str:
+    """Hash of all that the stage's result depends on. 16 hexadecimal digits."""
+    content = json.dumps([stage, settings, data_hash, dict(sorted(parents.items()))], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class ArtefactStore:
+    """The stages' directories under one run directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def directory(self, stage: str) -> Path:
+        return self.root / stage
+
+    def find(self, stage: str, key: str) -> Artefact | None:
+        """The finished artefact of ``stage`` with exactly this key, or None."""
+        artefact = self.read(stage)
+        return artefact if artefact is not None and artefact.key == key else None
+
+    def read(self, stage: str) -> Artefact | None:
+        """Whatever artefact ``stage`` has left; DataError where the file is damaged."""
+        path = self.directory(stage) / ARTEFACT_FILE
+        if not path.is_file():
+            return None
+        try:
+            return Artefact(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({error}); delete the directory {path.parent} to do the stage again") from error
+
+    def begin(self, stage: str, key: str) -> float:
+        """Make the stage's directory ready and return the seconds that earlier attempts at this key took.
+
+        Unfinished work of the same key is kept, so that a stage may resume inside; anything else is removed.
+        """
+        directory = self.directory(stage)
+        begun = directory / BEGUN_FILE
+        earlier = json.loads(begun.read_text()) if begun.is_file() else {}
+        if earlier.get("key") != key and directory.exists():
+            shutil.rmtree(directory)
+            earlier = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ARTEFACT_FILE).unlink(missing_ok=True)
+        self.note_seconds(stage, key, float(earlier.get("seconds", 0.0)))
+        return float(earlier.get("seconds", 0.0))
+
+    def note_seconds(self, stage: str, key: str, seconds: float) -> None:
+        """Remember how long the stage has run so far."""
+        write_atomically(self.directory(stage) / BEGUN_FILE, json.dumps({"key": key, "seconds": seconds}))
+
+    def finish(self, artefact: Artefact) -> None:
+        """Declare a stage done."""
+        path = self.directory(artefact.stage) / ARTEFACT_FILE
+        write_atomically(path, json.dumps(asdict(artefact), indent=2, default=str))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write aside, flush to disk, rename: the file is whole or as it was."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

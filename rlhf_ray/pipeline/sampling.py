@@ -1,0 +1,50 @@
+"""Sampling responses to text prompts outside of training: for comparison and for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_ray.driver import request_seed
+from rlhf_ray.metrics.progress import ProgressReport
+from rlhf_ray.pipeline.context import Scope
+from rlhf_ray.records import GenerationRequest, Prompt, Rollout, SamplingSettings
+from rlhf_ray.roles import Generator, RolloutShard
+
+
+@dataclass(frozen=True)
+class FetchedShard:
+    """Rollouts on the driver, and the shard that they came in."""
+
+    shard: RolloutShard
+    rollouts: tuple[Rollout, ...]
+
+
+def requests_for(prompts: Sequence[Prompt], *, samples: int, seed: int, purpose: int) -> list[GenerationRequest]:
+    """``samples`` requests a prompt. ``purpose`` keeps the seeds of different uses apart."""
+    return [
+        GenerationRequest(
+            rollout_id=f"{prompt.prompt_id}/{sample}",
+            prompt_id=prompt.prompt_id,
+            order=prompt.order * samples + sample,
+            prompt_ids=prompt.token_ids,
+            seed=request_seed(seed, -purpose % 2**31, prompt.order * samples + sample),
+        )
+        for prompt in prompts
+        for sample in range(samples)
+    ]
+
+
+async def sample(
+    scope: Scope,
+    generator: Generator,
+    requests: Sequence[GenerationRequest],
+    settings: SamplingSettings,
+    bar: ProgressReport,
+) -> list[FetchedShard]:
+    """Sample all requests; shards in the order of their rollouts."""
+    fetched = []
+    async for shard in generator.generate(requests, settings):
+        fetched.append(FetchedShard(shard, tuple(await scope.fetch(shard.rollouts))))
+        bar.advance(len(shard.summaries))
+    return sorted(fetched, key=lambda f: f.shard.summaries[0].order)

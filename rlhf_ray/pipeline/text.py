@@ -1,0 +1,84 @@
+"""Between text and tokens, for all stages of a run: one tokenizer, one set of limits, every drop counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.data.chat import tokenize_demonstration, tokenize_prompt, tokenize_response
+from rlhf_ray.data.collate import TokenSequence, response_sequence
+from rlhf_ray.engines.models import load_tokenizer
+from rlhf_ray.errors import DataError
+from rlhf_ray.pipeline.context import Context
+from rlhf_ray.records import Demonstration, IntArray, Prompt, Ranking, TextPrompt
+from rlhf_ray.stages.work import TokenizedRanking
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TextTools:
+    """The run's tokenizer with its limits. ``max_length`` bounds prompt and response together."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    @classmethod
+    def of(cls, context: Context) -> TextTools:
+        path = context.results("model")["tokenizer"]
+        return cls(load_tokenizer(path, context.config.model), context.config.model.max_length)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        eos = self.tokenizer.eos_token_id
+        return (int(eos),)
+
+    def demonstrations(self, items: Sequence[Demonstration]) -> tuple[list[TokenSequence], int]:
+        """Tokenised demonstrations that fit, and how many did not."""
+        sequences = []
+        for item in items:
+            token_ids, mask = tokenize_demonstration(self.tokenizer, item.messages)
+            sequences.append(TokenSequence(token_ids, mask))
+        kept = [s for s in sequences if len(s) <= self.max_length]
+        return _some(kept, "demonstrations", self.max_length), len(sequences) - len(kept)
+
+    def prompts(self, items: Sequence[TextPrompt], *, room: int) -> tuple[list[Prompt], list[TextPrompt], int]:
+        """Tokenised prompts that leave ``room`` tokens for a response, the same as text, and how many did not fit."""
+        kept, texts = [], []
+        for item in items:
+            token_ids = tokenize_prompt(self.tokenizer, item.messages)
+            if len(token_ids) + room <= self.max_length:
+                kept.append(Prompt(item.prompt_id, token_ids, order=len(kept), kind=item.kind))
+                texts.append(item)
+        return _some(kept, "prompts", self.max_length - room), texts, len(items) - len(kept)
+
+    def rankings(self, items: Sequence[Ranking]) -> tuple[list[TokenizedRanking], int]:
+        """Tokenised rankings that have a decided pair and fit, and how many were left out. ``index`` is into ``items``."""
+        kept = []
+        for index, item in enumerate(items):
+            prompt = tokenize_prompt(self.tokenizer, item.messages)
+            sequences = tuple(response_sequence(prompt, ids) for ids in self._responses(item))
+            if item.pairs and max(len(s) for s in sequences) <= self.max_length:
+                gaps = tuple(float(item.ranks[j] - item.ranks[i]) for i, j in item.pairs)
+                kept.append(TokenizedRanking(index, sequences, item.pairs, gaps))
+        return _some(kept, "rankings", self.max_length), len(items) - len(kept)
+
+    def _responses(self, ranking: Ranking) -> list[IntArray]:
+        if ranking.response_token_ids:
+            return [np.array(ids, dtype=np.int32) for ids in ranking.response_token_ids]
+        return [tokenize_response(self.tokenizer, text, add_eos=True) for text in ranking.responses]
+
+    def decode(self, token_ids: IntArray) -> str:
+        """The text of a response, special tokens left out."""
+        text: str = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        return text
+
+
+def _some(kept: list[T], what: str, limit: int) -> list[T]:
+    if not kept:
+        raise DataError(f"no {what} fit into {limit} tokens (model.max_length); raise it or bring shorter ones")
+    return kept
