@@ -72,12 +72,16 @@ check_compiler() {
             "install them (Debian, Ubuntu: apt-get install $("$1" -c 'import sys; print("python3.%d-dev" % sys.version_info[1])'))"
 }
 
+# An environment that was made halfway is made again, unless it may be somebody else's.
+may_be_replaced() { [[ ! -e $venv || -f $log || ($venv == "$checkout/.venv" && -f $venv/pyvenv.cfg) ]]; }
+
 make_venv() {
-    if [[ -x $venv/bin/python ]] && fits "$venv/bin/python"; then
+    if [[ -x $venv/bin/python ]] && fits "$venv/bin/python" && "$venv/bin/python" -m pip --version &>/dev/null; then
         return
     fi
-    [[ ! -e $venv || -f $venv/pyvenv.cfg ]] ||
-        die "$venv exists and is not a virtual environment" "set RLHF_RAY_VENV to another place"
+    may_be_replaced ||
+        die "$venv exists and is not a virtual environment with Python 3.11 to 3.13 and pip" \
+            "remove it, or set RLHF_RAY_VENV to another place"
     local python
     python=$(find_python)
     check_compiler "$python"

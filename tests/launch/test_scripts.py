@@ -98,12 +98,13 @@ def test_set_up_stops_before_it_installs_when_there_is_no_compiler(tmp_path: Pat
     assert not (tmp_path / "venv").exists()
 
 
-def test_set_up_leaves_a_folder_alone_that_is_not_an_environment(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
+def test_set_up_leaves_alone_what_it_cannot_use_and_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "pyvenv.cfg").write_text("mine")
+    executable(tmp_path / "bin" / "python", "#!/bin/sh\nexit 1\n")  # too old
     done = run(LAUNCH / "setup.sh", environment={"RLHF_RAY_VENV": str(tmp_path)}, cwd=tmp_path)
     assert done.returncode == 1
-    assert "is not a virtual environment" in done.stderr
-    assert (tmp_path / "precious").read_text() == "mine"
+    assert "exists and is not a virtual environment with Python 3.11 to 3.13 and pip" in done.stderr
+    assert (tmp_path / "pyvenv.cfg").read_text() == "mine"
 
 
 def test_set_up_rejects_an_unknown_flavour(tmp_path: Path) -> None:
