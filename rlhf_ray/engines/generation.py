@@ -56,8 +56,6 @@ def engine_environment(
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
                 str(rank) for rank in range(config.tensor_parallel_size)
             )
-    elif backend == "ipc":
-        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA IPC handles cross processes as pickles
     return environment
 
 
@@ -200,6 +198,8 @@ class GenerationEngine:
                 f" tokens and max_tokens is {settings.max_tokens}",
                 "raise it, lower max_tokens or drop the prompt",
             )
+        if not 0 <= request.seed < 2**63:
+            raise ConfigError("seed", request.seed, "must lie between 0 and 2**63 - 1", "derive it from the run's seed")
         low, high = int(np.min(request.prompt_ids)), int(np.max(request.prompt_ids))
         if low < 0 or high >= self._vocab_size:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Receiving weights inside an engine's worker processes.
 
 vLLM imports this module in each worker (``worker_extension_cls``) before it builds the model; importing it registers
-our receivers. A receiver is one of vLLM's own weight-transfer engines plus three things that the engine does not do:
+our receivers with vLLM's own weight-transfer interface. A receiver does three things that the engine does not:
 
 1. it takes a digest of what arrived, so that the trainer can tell;
 2. it refuses to finish while a layer is incomplete, which the engine would fill with uninitialised memory;
@@ -10,20 +10,16 @@ our receivers. A receiver is one of vLLM's own weight-transfer engines plus thre
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_process_group
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload.layerwise import (
@@ -33,9 +29,10 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 
 from rlhf_ray.errors import WeightSyncError
-from rlhf_ray.weight_sync.buckets import Bucket, Slot, TensorMeta
-from rlhf_ray.weight_sync.checksum import ChecksumLog, bucket_digest, sync_digest
-from rlhf_ray.weight_sync.shared_memory import map_bytes, view_slot
+from rlhf_ray.weight_sync.buckets import view_slot
+from rlhf_ray.weight_sync.checksum import bucket_digest, device_bucket_digest, sync_digest
+from rlhf_ray.weight_sync.message import BucketMessage
+from rlhf_ray.weight_sync.shared_memory import map_bytes
 
 
 class TransferExtension:
@@ -92,138 +89,150 @@ def _is_tied(model: torch.nn.Module, head: ParallelLMHead) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------- receivers
-@dataclass
-class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree upon beforehand."""
+class BucketReceiver(WeightTransferEngine, ABC):
+    """Loads verified buckets. How a bucket's bytes come to the worker is each transport's ``fetch``.
 
-
-@dataclass
-class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket, as ``BucketFile.update_info`` describes it."""
-
-    path: str
-    digest: str
-    index: int
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
-    offsets: list[int]
-
-    @property
-    def bucket(self) -> Bucket:
-        fields = zip(self.names, self.dtypes, self.shapes, self.offsets, strict=True)
-        slots = tuple(Slot(TensorMeta(name, dtype, tuple(shape)), offset) for name, dtype, shape, offset in fields)
-        return Bucket(index=self.index, slots=slots, nbytes=slots[-1].end if slots else 0)
-
-
-class SharedMemoryReceiver(WeightTransferEngine):
-    """Maps buckets that the trainer wrote to the host's memory. For CPUs; the weights are never copied on the way.
-
-    The model may hold views of a bucket until the layers in it are complete. That is safe: a bucket's file is never
-    written again, and the mapping outlives its removal.
+    The model may hold views of a bucket until the layers in it are complete: ``fetch`` returns memory that nobody
+    writes again.
     """
 
-    init_info_cls = SharedMemoryInitInfo
-    update_info_cls = SharedMemoryUpdateInfo
+    update_info_cls = WeightTransferUpdateInfo
 
-    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        pass
+    @abstractmethod
+    def fetch(self, message: BucketMessage) -> torch.Tensor:
+        """Return the bucket's bytes, uint8 [nbytes], on any device."""
+
+    @abstractmethod
+    def digest_of(self, message: BucketMessage, data: torch.Tensor) -> str:
+        """Return what the trainer calls the digest of these bytes."""
 
     def start_weight_update(self) -> None:
         self.digests: list[str] = []
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The inherited method waits for an accelerator, and there is none.
-        self.receive_weights(self.parse_update_info(update_info))
+        # Not the inherited method, which waits for an accelerator even where there is none.
+        self.receive_weights(BucketMessage.from_wire(update_info))
 
-    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        bucket = update_info.bucket
-        data = _map_verified(Path(update_info.path), bucket, update_info.digest)
+    def receive_weights(self, update_info: BucketMessage) -> None:
+        bucket, data = update_info.bucket, self.fetch(update_info)
+        found = self.digest_of(update_info, data)
+        if found != update_info.digest:
+            raise WeightSyncError(f"bucket {bucket.index} arrived with digest {found}, not {update_info.digest}")
         with disable_mtp_completeness_check():
             self.model.load_weights((slot.meta.name, view_slot(data, slot)) for slot in bucket.slots)
-        self.digests.append(update_info.digest)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self.digests.append(found)
 
     def finish_weight_update(self) -> None:
         require_complete_layers(self.model)
         finalize_layerwise_reload(self.model, self.model_config)
-        repack_tied_heads(self.model)
+        if self.device.type == "cpu":
+            repack_tied_heads(self.model)
 
     def digest(self, version: int) -> str:
+        """Digest of everything received since the start of the last sync."""
         return sync_digest(self.digests, version)
 
     def shutdown(self) -> None:
+        """Nothing to give back."""
+
+
+@dataclass
+class NoInitInfo(WeightTransferInitInfo):
+    """Nothing to agree upon beforehand."""
+
+
+class SharedMemoryReceiver(BucketReceiver):
+    """Maps a file that the trainer wrote to this host's memory. It is never written again and outlives its removal."""
+
+    init_info_cls = NoInitInfo
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
         pass
 
+    def fetch(self, message: BucketMessage) -> torch.Tensor:
+        path, bucket = Path(message.address["path"]), message.bucket
+        size = path.stat().st_size if path.exists() else 0
+        if size != bucket.nbytes:
+            raise WeightSyncError(f"bucket {bucket.index} at {path} has {size} bytes, not {bucket.nbytes}")
+        return map_bytes(path, bucket.nbytes)
 
-def _map_verified(path: Path, bucket: Bucket, digest: str) -> torch.Tensor:
-    size = path.stat().st_size if path.exists() else 0
-    if size != bucket.nbytes:
-        raise WeightSyncError(
-            f"bucket {bucket.index} at {path} has {size} bytes, not {bucket.nbytes}; send a full sync again"
-        )
-    data = map_bytes(path, bucket.nbytes)
-    found = bucket_digest(bucket, data)
-    if found != digest:
-        raise WeightSyncError(
-            f"bucket {bucket.index} at {path} has digest {found}, not {digest}; send a full sync again"
-        )
-    return data
+    def digest_of(self, message: BucketMessage, data: torch.Tensor) -> str:
+        return bucket_digest(message.bucket, data)
 
 
-class _LoggedModel:
-    """Stands in for the model while weights arrive: takes each tensor's checksum, then passes it on."""
+class NcclReceiver(BucketReceiver):
+    """Takes part in the broadcast from the trainer's rank 0, which runs at the same time."""
 
-    def __init__(self, model: torch.nn.Module, log: ChecksumLog) -> None:
-        self._model = model
-        self._log = log
+    init_info_cls = NCCLWeightTransferInitInfo
+    communicator: Any = None
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-        return self._model.load_weights(self._logged(weights))  # type: ignore[operator]
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        self.communicator = worker_init_process_group(init_info, self.parallel_config)
 
-    def _logged(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
-        for name, tensor in weights:
-            self._log.add(name, tensor)
-            yield name, tensor
+    def fetch(self, message: BucketMessage) -> torch.Tensor:
+        if self.communicator is None:
+            raise WeightSyncError("this worker has not met the trainer; call init_weight_sync first")
+        data = torch.empty(message.bucket.nbytes, dtype=torch.uint8, device=self.device)
+        self.communicator.broadcast(data, src=0)
+        return data
 
+    def digest_of(self, message: BucketMessage, data: torch.Tensor) -> str:
+        return device_bucket_digest(message.bucket, data)
 
-class _VerifiedReceiver(WeightTransferEngine):
-    """Adds the digest and the completeness check to a receiver whose tensors arrive on the GPU."""
-
-    model: Any
-
-    def start_weight_update(self) -> None:
-        self.log = ChecksumLog()
-        super().start_weight_update()
-
-    def receive_weights(self, update_info: Any) -> None:
-        model = self.model
-        self.model = _LoggedModel(model, self.log)
-        try:
-            super().receive_weights(update_info)
-        finally:
-            self.model = model
-
-    def finish_weight_update(self) -> None:
-        require_complete_layers(self.model)
-        super().finish_weight_update()
-
-    def digest(self, version: int) -> str:
-        return self.log.digest(version)
+    def shutdown(self) -> None:
+        if self.communicator is not None:
+            self.communicator.destroy()
+            self.communicator = None
 
 
-class NcclReceiver(_VerifiedReceiver, NCCLWeightTransferEngine):
-    """vLLM's NCCL broadcast, verified."""
+class IpcReceiver(BucketReceiver):
+    """Opens the trainer's buffer on the GPU that both share, and copies it: the trainer frees it after the answer."""
+
+    init_info_cls = NoInitInfo
+
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
+        pass
+
+    def fetch(self, message: BucketMessage) -> torch.Tensor:
+        uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        handle = message.address["handles"].get(uuid)
+        if handle is None:
+            raise WeightSyncError(
+                f"no trainer rank shares GPU {uuid} with this worker; place both on the same GPUs or use"
+                " weight_sync.transport=nccl"
+            )
+        data = _open_ipc_buffer(handle, message.bucket.nbytes, torch.accelerator.current_device_index()).clone()
+        torch.accelerator.synchronize()
+        return data
+
+    def digest_of(self, message: BucketMessage, data: torch.Tensor) -> str:
+        return device_bucket_digest(message.bucket, data)
 
 
-class IpcReceiver(_VerifiedReceiver, IPCWeightTransferEngine):
-    """vLLM's CUDA IPC handles, verified."""
+def _open_ipc_buffer(handle: dict[str, Any], nbytes: int, device_index: int) -> torch.Tensor:
+    """View the exporter's memory; the order of arguments is that of torch's own reduction of a CUDA tensor."""
+    key, size_bytes, offset_bytes, _, counter_handle, counter_offset, event_handle, event_sync = handle["storage"]
+    return rebuild_cuda_tensor(  # type: ignore[no-any-return, no-untyped-call]
+        tensor_cls=torch.Tensor,
+        tensor_size=(nbytes,),
+        tensor_stride=(1,),
+        tensor_offset=handle["offset"],
+        storage_cls=torch.UntypedStorage,
+        dtype=torch.uint8,
+        storage_device=device_index,
+        storage_handle=key,
+        storage_size_bytes=size_bytes,
+        storage_offset_bytes=offset_bytes,
+        requires_grad=False,
+        ref_counter_handle=counter_handle,
+        ref_counter_offset=counter_offset,
+        event_handle=event_handle,
+        event_sync_required=event_sync,
+    )
 
 
-RECEIVERS: dict[str, type[WeightTransferEngine]] = {
-    "shared_memory": SharedMemoryReceiver,
-    "nccl": NcclReceiver,
-    "ipc": IpcReceiver,
-}
-for _name, _receiver in RECEIVERS.items():
+for _name, _receiver in {"shared_memory": SharedMemoryReceiver, "nccl": NcclReceiver, "ipc": IpcReceiver}.items():
     WeightTransferEngineFactory.register_engine(f"rlhf_{_name}", _receiver)

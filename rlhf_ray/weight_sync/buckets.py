@@ -8,7 +8,7 @@ same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,31 @@ def plan_buckets(metas: Sequence[TensorMeta], max_bytes: int = DEFAULT_BUCKET_BY
     if slots:
         buckets.append(_bucket(len(buckets), slots))
     return tuple(buckets)
+
+
+def view_slot(data: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """View a tensor in its bucket's bytes (uint8 [bucket.nbytes], any device), without a copy."""
+    return data[slot.offset : slot.end].view(slot.meta.torch_dtype).view(slot.meta.shape)
+
+
+def fill_bucket(data: torch.Tensor, bucket: Bucket, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy a bucket's tensors into its bytes, casting to the dtype that the plan names; one pass, in the plan's order.
+
+    Raises WeightSyncError for a tensor that is missing, out of order or of another shape.
+    """
+    named = iter(tensors)
+    for slot in bucket.slots:
+        name, tensor = next(named, ("nothing", None))
+        if tensor is None or name != slot.meta.name:
+            raise WeightSyncError(
+                f"tensor {slot.meta.name!r} is next in the plan and {name!r} was given; keep its order"
+            )
+        if tuple(tensor.shape) != slot.meta.shape:
+            raise WeightSyncError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)} and the plan says {slot.meta.shape};"
+                " gather a sharded parameter before sending it"
+            )
+        view_slot(data, slot).copy_(tensor.detach())
 
 
 def _require_distinct_names(metas: Sequence[TensorMeta]) -> None:

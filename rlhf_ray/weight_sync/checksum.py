@@ -1,21 +1,20 @@
 """Proof that an engine holds the bytes that the trainer sent.
 
-Two kinds. A **bucket digest** hashes bytes in host memory. A **tensor checksum** is an integer sum that a GPU computes
-as well as a CPU, to the same number, for weights that never touch host memory. Both end in one **sync digest**, which
-the trainer and every worker must agree on. They find accidents (a cut-off copy, a wrong order, a stale buffer), not
-an attacker.
+A **bucket digest** covers a bucket's layout and its bytes: hashed where they are in host memory, summed as integers
+where they are on a GPU (a CPU gets the same number). All of them end in one **sync digest**, which the trainer and
+every worker must agree on. They find accidents (a cut-off copy, a wrong order, a stale buffer), not an attacker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import xxhash
 
 from rlhf_ray.errors import WeightSyncError
-from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta
+from rlhf_ray.weight_sync.buckets import Bucket
 
 _CHUNK = 1 << 22  # elements; bounds the int64 temporaries to 64 MiB
 _CHUNK_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, so multiplying by it modulo 2**64 loses nothing
@@ -46,6 +45,11 @@ def bucket_digest(bucket: Bucket, data: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def device_bucket_digest(bucket: Bucket, data: torch.Tensor) -> str:
+    """The same for bytes that stay on a GPU: uint8 [bucket.nbytes] on any device. Waits for the device."""
+    return xxhash.xxh3_128(f"{bucket.layout}\n{int(tensor_checksum(data))}".encode()).hexdigest()
+
+
 def sync_digest(digests: Sequence[str], version: int) -> str:
     """Combine the digests of one sync, in the order of sending, with the version they make."""
     return xxhash.xxh3_128("\n".join([f"version {version}", *digests]).encode()).hexdigest()
@@ -66,24 +70,3 @@ def tensor_checksum(tensor: torch.Tensor) -> torch.Tensor:
     for chunk in torch.split(words, _CHUNK) if words.numel() else ():
         total = total * _CHUNK_FACTOR + (chunk.to(torch.int64) * positions[: chunk.numel()]).sum()
     return total
-
-
-@dataclass
-class ChecksumLog:
-    """The tensors of one sync as they pass by. The checksums stay on their device until the digest is asked for."""
-
-    metas: list[TensorMeta] = field(default_factory=list)
-    checksums: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take note of a tensor before it is sent or loaded; its memory may be used again afterwards."""
-        self.metas.append(TensorMeta.of(name, tensor))
-        self.checksums.append(tensor_checksum(tensor))
-
-    def digest(self, version: int) -> str:
-        """Return the sync digest. Waits for the device once."""
-        values = torch.stack(self.checksums).tolist() if self.checksums else []
-        lines = [
-            f"{meta.name} {meta.dtype} {meta.shape} {value}" for meta, value in zip(self.metas, values, strict=True)
-        ]
-        return sync_digest(lines, version)

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from rlhf_ray.errors import WeightSyncError
-from rlhf_ray.weight_sync.buckets import Bucket, Slot, TensorMeta
+from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta, fill_bucket
 from rlhf_ray.weight_sync.checksum import bucket_digest
+from rlhf_ray.weight_sync.message import BucketMessage
 
 DEFAULT_ROOT = Path("/dev/shm")
 _PREFIX = "rlhf-weights-"
@@ -41,16 +42,8 @@ class BucketFile:
 
     @property
     def update_info(self) -> dict[str, Any]:
-        """The message that a worker needs: plain values only, as it crosses processes."""
-        return {
-            "path": str(self.path),
-            "digest": self.digest,
-            "index": self.bucket.index,
-            "names": [meta.name for meta in self.metas],
-            "dtypes": [meta.dtype for meta in self.metas],
-            "shapes": [list(meta.shape) for meta in self.metas],
-            "offsets": [slot.offset for slot in self.bucket.slots],
-        }
+        """What an engine's ``receive_weights`` takes."""
+        return BucketMessage(bucket=self.bucket, digest=self.digest, address={"path": str(self.path)}).to_wire()
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -77,15 +70,16 @@ def write_bucket(directory: Path, bucket: Bucket, tensors: Mapping[str, torch.Te
     A tensor is cast to the dtype that the plan names. Nothing is left behind when this raises: WeightSyncError for a
     tensor that is missing or has another shape, or when ``directory`` has no room.
     """
-    sources = [_source(slot, tensors) for slot in bucket.slots]
+    missing = [slot.meta.name for slot in bucket.slots if slot.meta.name not in tensors]
+    if missing:
+        raise WeightSyncError(f"tensors {missing} are in the plan and were not given; pass every tensor of the bucket")
     descriptor, name = tempfile.mkstemp(prefix=f"bucket-{bucket.index}-", dir=directory)
     path = Path(name)
     try:
         with os.fdopen(descriptor, "wb"):
             _reserve(descriptor, directory, bucket.nbytes)
         data = map_bytes(path, bucket.nbytes, shared=True)
-        for slot, source in zip(bucket.slots, sources, strict=True):
-            view_slot(data, slot).copy_(source.detach())
+        fill_bucket(data, bucket, ((slot.meta.name, tensors[slot.meta.name]) for slot in bucket.slots))
         return BucketFile(path=path, digest=bucket_digest(bucket, data), bucket=bucket)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -97,25 +91,6 @@ def map_bytes(path: Path, nbytes: int, *, shared: bool = False) -> torch.Tensor:
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     return torch.from_file(str(path), shared=shared, size=nbytes, dtype=torch.uint8)
-
-
-def view_slot(data: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """View a tensor in its bucket's bytes, without a copy."""
-    return data[slot.offset : slot.end].view(slot.meta.torch_dtype).view(slot.meta.shape)
-
-
-def _source(slot: Slot, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    tensor = tensors.get(slot.meta.name)
-    if tensor is None:
-        raise WeightSyncError(
-            f"tensor {slot.meta.name!r} is in the plan and was not given; pass every tensor of the bucket"
-        )
-    if tuple(tensor.shape) != slot.meta.shape:
-        raise WeightSyncError(
-            f"tensor {slot.meta.name!r} has shape {tuple(tensor.shape)} and the plan says {slot.meta.shape};"
-            " gather a sharded parameter before sending it"
-        )
-    return tensor
 
 
 def _reserve(descriptor: int, directory: Path, nbytes: int) -> None:
