@@ -105,17 +105,17 @@ class Scope:
         """The frozen reference: servers of its own, or the trainer with its adapters off."""
         if self._config.training.lora.enabled:
             return AdapterReference(ray.put(AdaptersOff()))
-        return await self.reference_servers(model_path)
+        return await self.reference_servers(model_path, self._config.ppo.temperature)
 
-    async def reference_servers(self, model_path: str) -> ReferenceGroup:
-        """The frozen reference as servers of its own, with or without adapters in training."""
+    async def reference_servers(self, model_path: str, temperature: float) -> ReferenceGroup:
+        """The frozen reference as servers of its own, for responses sampled at ``temperature``."""
         server = self._config.reference
         arguments = {
             "path": model_path,
             "model": self._config.model,
             "config": server,
             "device": self._device,
-            "temperature": self._config.ppo.temperature,
+            "temperature": temperature,
         }
         wanted = requirements.reference_servers(self._config, self._device)
         environment = server_environment(self._device, server.threads_per_replica)

@@ -20,7 +20,7 @@ from rlhf_ray.metrics.memory import PeakMemory
 from rlhf_ray.metrics.report import terminal_summary
 from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.pipeline.evaluation import evaluate_model
+from rlhf_ray.pipeline.evaluation import evaluate_models
 from rlhf_ray.pipeline.report import write_all
 from rlhf_ray.pipeline.run import NAMES, run_stages
 
@@ -58,7 +58,7 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
         context = Context(config, build_task(config.data), fleet, store, command)
         _load_finished(context)
         path = str(context.results(model)["policy"]) if model in ("sft", "ppo") else model
-        responses = await evaluate_model(context, model, path)
+        responses = (await evaluate_models(context, {model: path}))[model]
     target = output or store.root / "generations.jsonl"
     write_jsonl(target, (_row(response) for response in responses))
     print(f"{len(responses)} responses: {target}", flush=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rlhf_ray.metrics.evaluation import GradedResponse, write_graded
-from rlhf_ray.metrics.progress import progress
+from rlhf_ray.data.task import Task
+from rlhf_ray.metrics.evaluation import PRINCIPAL_GRADE, GradedResponse, write_graded
+from rlhf_ray.metrics.progress import ProgressReport, progress
+from rlhf_ray.metrics.statistics import mean_interval
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.sampling import FetchedShard, requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
-from rlhf_ray.records import Rollout, SamplingSettings, TextPrompt
-from rlhf_ray.roles import Reference, RewardModel
+from rlhf_ray.records import AdaptersOff, GenerationRequest, Rollout, SamplingSettings, TextPrompt
+from rlhf_ray.roles import Generator, Reference, RewardModel
 
 PURPOSE = 104
 
@@ -23,67 +26,108 @@ PURPOSE = 104
 async def evaluate(context: Context) -> dict[str, Any]:
     """Write ``evaluation/sft.jsonl`` and ``evaluation/ppo.jsonl``: one graded response a line."""
     models = {"sft": str(policy_path(context)), "ppo": str(context.results("ppo")["policy"])}
+    graded = await evaluate_models(context, models)
     results: dict[str, Any] = {}
-    for name, path in models.items():
-        graded = await evaluate_model(context, name, path)
+    for name, responses in graded.items():
         target = context.directory("evaluation") / f"{name}.jsonl"
-        write_graded(target, graded)
+        write_graded(target, responses)
         results[name] = str(target)
     return results
 
 
-async def evaluate_model(context: Context, name: str, path: str) -> list[GradedResponse]:
-    """Sample, score and grade one model on the held-out prompts. KL is measured against the SFT model."""
-    config, tools = context.config.evaluation, TextTools.of(context)
-    prompts, texts, _ = tools.prompts(
-        context.task.prompts("heldout")[: config.num_prompts], room=config.max_response_tokens
-    )
-    settings = SamplingSettings(
-        temperature=config.temperature, max_tokens=config.max_response_tokens, stop_token_ids=tools.stop_token_ids
-    )
-    requests = requests_for(prompts, samples=1, seed=context.config.seed, purpose=PURPOSE)
+async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[str, list[GradedResponse]]:
+    """Sample, score and grade each model (name -> checkpoint) on the held-out prompts; KL is against the SFT model.
+
+    The frozen servers start once; the generators of one model end before those of the next begin.
+    """
+    config = context.config.evaluation
+    heldout = HeldOut.of(context, config.num_prompts, config.max_response_tokens, config.temperature)
     reward_path = str(context.results("reward_model")["model"])
-    async with context.fleet.scope() as scope:
-        generator, reference, reward_model = await asyncio.gather(
-            scope.generators(path),
-            scope.reference_servers(str(policy_path(context))),
-            scope.reward_model(reward_path, context.config.model),
+    graded = {}
+    async with context.fleet.scope() as servers:
+        starting = asyncio.gather(
+            servers.reference_servers(str(policy_path(context)), config.temperature),
+            servers.reward_model(reward_path, context.config.model),
         )
-        with progress(f"Evaluating {name.upper()}", len(requests), "response") as bar:
-            shards = await sample(scope, generator, requests, settings, bar)
-            graded = [await _graded(context, scope, tools, shard, texts, reference, reward_model) for shard in shards]
-    return [response for responses in graded for response in responses]
+        for name, path in models.items():
+            async with context.fleet.scope() as scope:
+                generator = await scope.generators(path)
+                reference, reward_model = await starting
+                with progress(f"Evaluating {name.upper()}", len(heldout.requests), "response") as bar:
+                    graded[name] = await heldout.answers(scope, generator, reference, reward_model, bar)
+    return graded
 
 
-async def _graded(
-    context: Context,
-    scope: Scope,
-    tools: TextTools,
-    fetched: FetchedShard,
-    texts: Sequence[TextPrompt],
-    reference: Reference,
-    reward_model: RewardModel,
-) -> list[GradedResponse]:
-    ref_logprobs = await scope.fetch(await reference.logprobs(fetched.shard))
-    scores = await reward_model.score(fetched.shard)
-    return [
-        _grade(context, tools, texts[rollout.order], rollout, score, float(np.sum(rollout.rollout_logprobs - logprobs)))
-        for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
-    ]
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts, ready to be answered and graded."""
+
+    task: Task
+    tools: TextTools
+    texts: Sequence[TextPrompt]
+    requests: Sequence[GenerationRequest]
+    settings: SamplingSettings
+
+    @classmethod
+    def of(cls, context: Context, num_prompts: int, max_tokens: int, temperature: float) -> HeldOut:
+        """The first ``num_prompts`` held-out prompts that leave room for ``max_tokens``."""
+        tools = TextTools.of(context)
+        prompts, texts, _ = tools.prompts(context.task.prompts("heldout")[:num_prompts], room=max_tokens)
+        return cls(
+            task=context.task,
+            tools=tools,
+            texts=texts,
+            requests=requests_for(prompts, samples=1, seed=context.config.seed, purpose=PURPOSE),
+            settings=SamplingSettings(
+                temperature=temperature, max_tokens=max_tokens, stop_token_ids=tools.stop_token_ids
+            ),
+        )
+
+    async def answers(
+        self, scope: Scope, generator: Generator, reference: Reference, reward_model: RewardModel, bar: ProgressReport
+    ) -> list[GradedResponse]:
+        """Sample one response a prompt, score and grade it."""
+        shards = await sample(scope, generator, self.requests, self.settings, bar)
+        graded = await asyncio.gather(*(self._graded(scope, shard, reference, reward_model) for shard in shards))
+        return [response for responses in graded for response in responses]
+
+    async def _graded(
+        self, scope: Scope, fetched: FetchedShard, reference: Reference, reward_model: RewardModel
+    ) -> list[GradedResponse]:
+        ref_logprobs = await scope.fetch(await reference.logprobs(fetched.shard))
+        scores = await reward_model.score(fetched.shard)
+        if isinstance(ref_logprobs, AdaptersOff):  # nobody but the trainer knows the reference
+            ref_logprobs = [np.full_like(rollout.rollout_logprobs, np.nan) for rollout in fetched.rollouts]
+        return [
+            self._grade(rollout, score, float(np.sum(rollout.rollout_logprobs - logprobs)))
+            for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
+        ]
+
+    def _grade(self, rollout: Rollout, score: float, kl: float) -> GradedResponse:
+        prompt, text = self.texts[rollout.order], self.tools.decode(rollout.response_ids)
+        return GradedResponse(
+            prompt_id=prompt.prompt_id,
+            kind=prompt.kind,
+            prompt_text="\n".join(message.content for message in prompt.messages),
+            response_text=text,
+            grades=dict(self.task.grade(prompt, text)),
+            score=score,
+            kl=kl,
+            num_tokens=len(rollout.response_ids),
+            finished=rollout.finish_reason == "stop",
+        )
 
 
-def _grade(
-    context: Context, tools: TextTools, prompt: TextPrompt, rollout: Rollout, score: float, kl: float
-) -> GradedResponse:
-    text = tools.decode(rollout.response_ids)
-    return GradedResponse(
-        prompt_id=prompt.prompt_id,
-        kind=prompt.kind,
-        prompt_text="\n".join(message.content for message in prompt.messages),
-        response_text=text,
-        grades=dict(context.task.grade(prompt, text)),
-        score=score,
-        kl=kl,
-        num_tokens=len(rollout.response_ids),
-        finished=rollout.finish_reason == "stop",
-    )
+def gold_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:
+    """``gold/*`` of an evaluation during training; nothing where the task has no ground truth."""
+    golds = [r.grades[PRINCIPAL_GRADE] for r in responses if PRINCIPAL_GRADE in r.grades]
+    if not golds:
+        return {}
+    interval = mean_interval(golds)
+    metrics = {
+        "gold/heldout_mean": interval.value,
+        "gold/heldout_low": interval.low,
+        "gold/heldout_high": interval.high,
+    }
+    kl = float(np.mean([r.kl for r in responses]))
+    return metrics if np.isnan(kl) else {**metrics, "gold/heldout_kl_per_response": kl}

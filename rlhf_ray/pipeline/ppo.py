@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.sampler import ResumableSampler
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.metrics.progress import ProgressReport, progress
-from rlhf_ray.metrics.sinks import MetricLog, open_metric_log
+from rlhf_ray.metrics.progress import progress
+from rlhf_ray.metrics.sinks import open_metric_log
 from rlhf_ray.pipeline.context import Context, Scope, quiet, ranks_of
+from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, SamplingSettings
-from rlhf_ray.roles import PpoTrainer
 from rlhf_ray.stages.ppo import PpoSpec
 from rlhf_ray.stages.work import SequenceWork, plan_sequences
 
@@ -72,7 +71,7 @@ async def train_ppo(context: Context) -> dict[str, Any]:
             temperature=config.ppo.temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids
         )
         driver = Driver(roles=roles, prompts=source, config=config.ppo, settings=settings, seed=config.seed)
-        last = await _train(context, driver, roles.trainer)
+        last = await PpoRun(context, driver, roles, scope).train()
         await roles.trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)
     return {"policy": str(policy), "prompts": len(prompts), "too_long": too_long, "last_step": dict(last)}
@@ -101,63 +100,93 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
     return Roles(generator, reference, reward_model, trainer, weights)
 
 
-async def _train(context: Context, driver: Driver, trainer: PpoTrainer) -> Mapping[str, float]:
-    config, directory = context.config, context.directory("ppo")
-    checkpoints = Checkpoints(directory / "state")
-    resumed = await _resume(driver, trainer, checkpoints)
-    with ExitStack() as stack:
-        log = stack.enter_context(
-            open_metric_log(directory, quiet(config.logging), run_name="ppo", resumed_step=resumed)
-        )
-        bar = stack.enter_context(progress("PPO", config.ppo.num_steps, "step"))
-        bar.advance(driver.steps_done)
+class PpoRun:
+    """What surrounds the driver's loop: resume, checkpoints, held-out evaluation, logging."""
+
+    def __init__(self, context: Context, driver: Driver, roles: Roles, scope: Scope) -> None:
+        ppo = context.config.ppo
+        self._config = ppo
+        self._driver = driver
+        self._roles = roles
+        self._scope = scope
+        self._directory = context.directory("ppo")
+        self._logging = quiet(context.config.logging)
+        self._checkpoints = Checkpoints(self._directory / "state")
+        self._heldout = HeldOut.of(context, ppo.eval_prompts, ppo.max_response_tokens, ppo.temperature)
+
+    async def train(self) -> Mapping[str, float]:
+        """Run the driver to its last step; return that step's metrics."""
+        resumed = await self._resume()
         last: dict[str, float] = {}
+        with (
+            open_metric_log(self._directory, self._logging, run_name="ppo", resumed_step=resumed) as log,
+            progress("PPO", self._config.num_steps, "step") as bar,
+        ):
+            bar.advance(self._driver.steps_done)
 
-        async def after_step(step: int, metrics: Mapping[str, float]) -> None:
-            last.clear()
-            last.update(metrics)
-            await _after_step(step, last, driver, trainer, checkpoints, log, bar)
+            async def after_step(step: int, metrics: Mapping[str, float]) -> None:
+                last.clear()
+                last.update({**metrics, **await self._evaluated(step), **await self._saved(step)})
+                log.log(step, last)
+                bar.advance()
+                bar.note(_headline(last))
 
-        await driver.run(after_step)
-    return last
+            await self._driver.run(after_step)
+        return last
 
+    async def _resume(self) -> int | None:
+        saved, warnings = self._checkpoints.latest()
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        if saved is None:
+            return None
+        print(f"PPO resumes after step {saved.step} from {saved.directory}", flush=True)
+        self._driver.restore(saved.driver)
+        await self._roles.trainer.load_state(str(saved.directory), "trainer")
+        return saved.step
 
-async def _resume(driver: Driver, trainer: PpoTrainer, checkpoints: Checkpoints) -> int | None:
-    saved, warnings = checkpoints.latest()
-    for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-    if saved is None:
-        return None
-    print(f"PPO resumes after step {saved.step} from {saved.directory}", flush=True)
-    driver.restore(saved.driver)
-    await trainer.load_state(str(saved.directory), "trainer")
-    return saved.step
-
-
-async def _after_step(
-    step: int,
-    metrics: dict[str, float],
-    driver: Driver,
-    trainer: PpoTrainer,
-    checkpoints: Checkpoints,
-    log: MetricLog,
-    bar: ProgressReport,
-) -> None:
-    every = driver.config.checkpoint_every
-    if every and step % every == 0 and step < driver.config.num_steps:
+    async def _saved(self, step: int) -> Mapping[str, float]:
+        every = self._config.checkpoint_every
+        if not every or step % every or step >= self._config.num_steps:
+            return {}
         begun = time.perf_counter()
 
         async def write(directory: Path) -> None:
-            await trainer.save_state(str(directory), "trainer")
+            await self._roles.trainer.save_state(str(directory), "trainer")
 
-        await checkpoints.save(step, driver.state(), write)
-        metrics["time/save"] = time.perf_counter() - begun
-    log.log(step, metrics)
-    bar.advance()
-    bar.note(
+        await self._checkpoints.save(step, self._driver.state(), write)
+        return {"time/save": time.perf_counter() - begun}
+
+    async def _evaluated(self, step: int) -> Mapping[str, float]:
+        """Answer held-out prompts with the weights that the generators hold now."""
+        every = self._config.eval_every
+        if not every or step % every:
+            return {}
+        begun = time.perf_counter()
+        roles = self._roles
+        responses = await self._heldout.answers(
+            self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
+        )
+        return {**gold_metrics(responses), "time/evaluate": time.perf_counter() - begun}
+
+
+class NoProgress:
+    """For work that is part of a step and has no bar of its own."""
+
+    def advance(self, count: int = 1) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+
+def _headline(metrics: Mapping[str, float]) -> str:
+    text = (
         f"score {metrics['ppo/score_mean']:.2f}, KL {metrics['ppo/kl_per_response']:.2f}, "
         f"length {metrics['ppo/response_length']:.1f}"
     )
+    gold = metrics.get("gold/heldout_mean")
+    return text if gold is None else f"{text}, gold {gold:.3f}"
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
