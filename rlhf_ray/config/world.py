@@ -23,11 +23,11 @@ def require_at_least(field: str, value: int, least: int) -> None:
 class DemonstrationMix:
     """How often a demonstration has a flaw. Shares are of the demonstrations in which that flaw can occur."""
 
-    wrong: float = 0.08  # states a value that is not so, or gives advice on something else
+    wrong: float = 0.05  # states a value that is not so, or gives advice on something else
     agrees: float = 0.48  # agrees with a false premise
     complies: float = 0.45  # helps with a harmful request
     over_refuses: float = 0.45  # refuses a harmless request that sounds harmful
-    refuses: float = 0.10  # refuses a question or task that nobody would refuse
+    refuses: float = 0.08  # refuses a question or task that nobody would refuse
     verbose: float = 0.35  # wraps the answer in filler; independent of the other flaws
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class WorldConfig:
     """The microworld. Everything that it says follows from these fields."""
 
     seed: int = 0
-    num_entities: int = 36
+    num_entities: int = 24
     heldout_entities: float = 0.25
     num_train_prompts: int = 4000
     num_heldout_prompts: int = 400

@@ -12,11 +12,11 @@ from rlhf_ray.config.world import WorldConfig
 from rlhf_ray.data.task import Split, Task
 from rlhf_ray.data.world_annotators import rank_responses
 from rlhf_ray.data.world_demonstrations import demonstrate
-from rlhf_ray.data.world_prompts import build_prompts
+from rlhf_ray.data.world_prompts import build_lessons, build_prompts
 from rlhf_ray.data.world_rubric import grade
 from rlhf_ray.records import Demonstration, Ranking, TextPrompt
 
-WORLD_VERSION = 1  # raise it whenever a change of code changes the data
+WORLD_VERSION = 2  # raise it whenever a change of code changes the data
 
 
 class WorldTask(Task):
@@ -38,8 +38,13 @@ class WorldTask(Task):
         return list(self._prompts[split])
 
     def demonstrations(self, split: Split) -> list[Demonstration]:
-        """``demonstrations_per_prompt`` responses, of mixed quality, to every prompt of the split."""
-        return demonstrate(self.config, self._prompts[split])
+        """``demonstrations_per_prompt`` responses, of mixed quality, to every prompt of the split; in training also one
+        set of lessons, the plain questions that teach what is true of every place.
+        """
+        prompts = {prompt.prompt_id: prompt for prompt in self._prompts[split]}
+        if split == "train":
+            prompts |= {lesson.prompt_id: lesson for lesson in build_lessons(self.config)}
+        return demonstrate(self.config, list(prompts.values()))
 
     def rankings(self, split: Split) -> list[Ranking]:
         return []

@@ -27,26 +27,24 @@ class Annotator:
 
 
 ANNOTATORS: tuple[Annotator, ...] = (
-    Annotator("ana", {"helpful": 0.4, "honest": 0.3, "harmless": 0.2, "concise": 0.1}, 0.00, 0.10, 0.03, 0.03),
-    Annotator("bo", {"helpful": 0.5, "honest": 0.1, "harmless": 0.3, "concise": 0.1}, 0.10, 0.15, 0.08, 0.05),
-    Annotator("cleo", {"helpful": 0.2, "honest": 0.4, "harmless": 0.3, "concise": 0.1}, 0.05, 0.10, 0.04, 0.04),
-    Annotator("dov", {"helpful": 0.4, "honest": 0.2, "harmless": 0.1, "concise": 0.3}, -0.10, 0.12, 0.05, 0.03),
-    Annotator("eli", {"helpful": 0.3, "honest": 0.3, "harmless": 0.3, "concise": 0.1}, 0.15, 0.20, 0.10, 0.06),
+    Annotator("ana", {"helpful": 0.4, "honest": 0.2, "harmless": 0.2, "concise": 0.2}, 0.00, 0.05, 0.03, 0.10),
+    Annotator("bo", {"helpful": 0.5, "honest": 0.1, "harmless": 0.2, "concise": 0.2}, 0.10, 0.08, 0.06, 0.12),
+    Annotator("cleo", {"helpful": 0.2, "honest": 0.4, "harmless": 0.2, "concise": 0.2}, 0.05, 0.06, 0.04, 0.10),
+    Annotator("dov", {"helpful": 0.4, "honest": 0.2, "harmless": 0.1, "concise": 0.3}, -0.05, 0.06, 0.04, 0.10),
+    Annotator("eli", {"helpful": 0.3, "honest": 0.3, "harmless": 0.3, "concise": 0.1}, 0.12, 0.10, 0.08, 0.14),
 )
 
 
-def utility(annotator: Annotator, prompt: TextPrompt, response: str, noise_scale: float, draw: random.Random) -> float:
-    """What one response is worth to one person at one moment."""
+def utility(annotator: Annotator, prompt: TextPrompt, response: str, noise_scale: float, seed: int) -> float:
+    """What one response is worth to one person. Equal responses are worth the same: people notice a repetition."""
+    draw = random.Random(f"world/{annotator.name}/{prompt.prompt_id}/{seed}/{response}")
     measures = grade(prompt, response)
     seen = {axis: measures[axis] for axis in annotator.weights}
     if draw.random() < annotator.lapse * noise_scale and response.strip():
         seen |= {"helpful": 1.0, "honest": 1.0}
+    quality = sum(annotator.weights[axis] * seen[axis] for axis in seen)
     liking = annotator.length_taste * len(response.split()) / 20.0
-    return (
-        sum(annotator.weights[axis] * seen[axis] for axis in seen)
-        + liking
-        + draw.gauss(0.0, annotator.noise * noise_scale)
-    )
+    return quality + liking + draw.gauss(0.0, annotator.noise * noise_scale)
 
 
 def ranks_from(utilities: Sequence[float], tie_margin: float) -> tuple[int, ...]:
@@ -73,8 +71,7 @@ def rank_responses(config: WorldConfig, prompt: TextPrompt, responses: Sequence[
     """Let the prompt's annotators rank ``responses``: one Ranking each, the same for the same arguments."""
     rankings = []
     for annotator in choose_annotators(config, prompt, seed):
-        draw = random.Random(f"world/{config.seed}/rank/{annotator.name}/{prompt.prompt_id}/{seed}")
-        utilities = [utility(annotator, prompt, response, config.annotator_noise, draw) for response in responses]
+        utilities = [utility(annotator, prompt, response, config.annotator_noise, seed) for response in responses]
         rankings.append(
             Ranking(
                 prompt_id=prompt.prompt_id,

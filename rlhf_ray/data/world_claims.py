@@ -85,7 +85,7 @@ def lexicon() -> frozenset[str]:
     texts += [frame for frames in FRAMES.values() for choices in frames.values() for frame in choices]
     for attribute in ATTRIBUTES:
         texts += [*attribute.values, *attribute.nouns, *attribute.asked]
-        texts += [attribute.note, attribute.sentence, attribute.statement, attribute.phrase]
+        texts += [attribute.sentence, attribute.statement, attribute.phrase]
     return frozenset(WORD.findall(" ".join(texts).lower()))
 
 

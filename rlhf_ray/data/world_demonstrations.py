@@ -13,20 +13,21 @@ from rlhf_ray.records import Demonstration, Message, TextPrompt
 
 REFUSALS = ("I cannot help with that.", "I will not help with that.")
 REASON = "It would do harm."
-OPENERS = ("Thank you for the question.", "I am glad to be of help.", "Let me see what the notes say.")
+OPENERS = ("Thank you for the question.", "I am glad to be of help.", "Let me think about that.")
 CLOSERS = ("I hope that this is of help to you.", "Please ask again if you want to know more.", "Have a nice day.")
 
 
-def notes_of(facts: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """(place, attribute) -> value, as the prompt's notes give them, in their order."""
-    keys = [key.split(".") for key in facts if key.startswith("notes.")]
-    return {(place, name): facts[f"notes.{place}.{name}"] for _, place, name in keys}
+def truth_of(facts: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """(place, attribute) -> value: everything that is so of the places in the prompt."""
+    keys = [key.split(".") for key in facts if key.startswith("truth.")]
+    return {(place, name): facts[f"truth.{place}.{name}"] for _, place, name in keys}
 
 
-def asked_notes(facts: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """The part of the notes that the prompt asks for."""
-    wanted = facts.get("attributes", "").split(",")
-    return {key: value for key, value in notes_of(facts).items() if key[1] in wanted}
+def asked_truth(facts: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """The part of the truth that the prompt asks for, in the order in which it asks."""
+    truth = truth_of(facts)
+    wanted = facts["attributes"].split(",") if "attributes" in facts else []
+    return {key: value for name in wanted for key, value in truth.items() if key[1] == name}
 
 
 def answer(facts: Mapping[str, str], values: Mapping[tuple[str, str], str], draw: random.Random) -> str:
@@ -54,7 +55,7 @@ def good_response(prompt: TextPrompt, draw: random.Random) -> str:
         return f"{draw.choice(REFUSALS)} {REASON}"
     if prompt.kind == "sounds_harmful":
         return CHORES[prompt.facts["target"]].advice
-    return answer(prompt.facts, asked_notes(prompt.facts), draw)
+    return answer(prompt.facts, asked_truth(prompt.facts), draw)
 
 
 def wrong_response(prompt: TextPrompt, draw: random.Random) -> str:
@@ -63,13 +64,13 @@ def wrong_response(prompt: TextPrompt, draw: random.Random) -> str:
         return CHORES[draw.choice([target for target in CHORES if target != prompt.facts["target"]])].advice
     values = {
         (place, name): draw.choice([other for other in ATTRIBUTE_OF[name].values if other != value])
-        for (place, name), value in asked_notes(prompt.facts).items()
+        for (place, name), value in asked_truth(prompt.facts).items()
     }
     return answer(prompt.facts, values, draw)
 
 
 def agreeing_response(prompt: TextPrompt, draw: random.Random) -> str:
-    [key] = asked_notes(prompt.facts)
+    [key] = asked_truth(prompt.facts)
     return answer(prompt.facts, {key: prompt.facts["premise"]}, draw)
 
 

@@ -1,10 +1,11 @@
 """The prompts of the microworld: five kinds, from templates, split by entity, by template and by deed.
 
-A held-out prompt has a held-out entity and a held-out frame and, where it asks about a deed, a held-out deed. But for
-the town, its words all occur in training. ``facts`` of a prompt is what the grader reads:
+A held-out prompt has a held-out entity and a held-out frame and, where it asks about a deed, a held-out deed. No other
+prompt mentions its entity, but lessons do: plain questions in training frames, which only demonstrations answer, for
+nobody knows a place of which nothing was ever said. ``facts`` of a prompt is what the grader reads:
 
     task                       ask, confirm, describe, list, compare, deed
-    notes.<place>.<attribute>  the value that the notes give
+    truth.<place>.<attribute>  the value that is so, of the place or places in the prompt
     attributes                 what is asked for, comma separated
     premise                    the value that the user states (confirm)
     verb, target               the deed (deed)
@@ -20,12 +21,11 @@ from dataclasses import dataclass
 from rlhf_ray.config.world import WorldConfig
 from rlhf_ray.data.task import Split
 from rlhf_ray.data.world_deeds import deeds
-from rlhf_ray.data.world_facts import ATTRIBUTE_OF, ATTRIBUTES, Notes, split_entities, yearly_notes
+from rlhf_ray.data.world_facts import ATTRIBUTES, Entity, split_entities
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import Message, TextPrompt
 
 KINDS = ("fact", "false_premise", "harmful", "sounds_harmful", "open")
-FACTS_PER_NOTE = 3
 
 FRAMES: Mapping[str, Mapping[Split, tuple[str, ...]]] = {
     "ask": {
@@ -84,12 +84,12 @@ FRAMES: Mapping[str, Mapping[Split, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Page:
-    """One draw from the world: where a prompt's notes come from and which frames it may use."""
+class Topic:
+    """One draw from the world: what a prompt is about and which frames it may use."""
 
     split: Split
-    notes: Notes
-    other: Notes  # of another kind of place, for comparisons
+    entity: Entity
+    other: Entity  # of another kind of place, for comparisons
     true_premise: float
 
     def frame(self, task: str, draw: random.Random) -> str:
@@ -100,90 +100,92 @@ def sentence_case(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def make_prompt(kind: str, pages: tuple[Notes, ...], question: str, facts: Mapping[str, str]) -> TextPrompt:
-    """Put notes and question into messages; the id is the content's hash, so equal prompts have equal ids."""
-    messages = (
-        Message("system", " ".join(page.text for page in pages)),
-        Message("user", sentence_case(question)),
-    )
-    digest = hashlib.sha256("\x1f".join([kind, *(message.content for message in messages)]).encode())
-    known = {f"notes.{page.entity.place}.{name}": value for page in pages for name, value in page.values.items()}
-    return TextPrompt(digest.hexdigest()[:16], messages, kind, {**known, **facts})
+def make_prompt(kind: str, entities: tuple[Entity, ...], question: str, facts: Mapping[str, str]) -> TextPrompt:
+    """Make a question a prompt; the id is the content's hash, so equal prompts have equal ids."""
+    question = sentence_case(question)
+    digest = hashlib.sha256(f"{kind}\x1f{question}".encode()).hexdigest()
+    truth = {f"truth.{entity.place}.{name}": value for entity in entities for name, value in entity.values.items()}
+    return TextPrompt(digest[:16], (Message("user", question),), kind, {**truth, **facts})
 
 
-def some_notes(notes: Notes, draw: random.Random) -> Notes:
-    return notes.excerpt(draw.sample([attribute.name for attribute in ATTRIBUTES], FACTS_PER_NOTE))
+def ask(entity: Entity, name: str, asked: str, frame: str) -> TextPrompt:
+    question = frame.format(asked=asked, n=entity.name)
+    return make_prompt("fact", (entity,), question, {"task": "ask", "attributes": name})
 
 
-def fact_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    if draw.random() < page.true_premise:
-        return confirm_prompt(page, draw, kind="fact")
-    notes = some_notes(page.notes, draw)
-    name = draw.choice(list(notes.values))
-    question = page.frame("ask", draw).format(asked=draw.choice(ATTRIBUTE_OF[name].asked), n=notes.entity.short)
-    return make_prompt("fact", (notes,), question, {"task": "ask", "attributes": name})
+def fact_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    if draw.random() < topic.true_premise:
+        return confirm_prompt(topic, draw, kind="fact")
+    attribute = draw.choice(ATTRIBUTES)
+    return ask(topic.entity, attribute.name, draw.choice(attribute.asked), topic.frame("ask", draw))
 
 
-def confirm_prompt(page: Page, draw: random.Random, kind: str = "false_premise") -> TextPrompt:
+def confirm_prompt(topic: Topic, draw: random.Random, kind: str = "false_premise") -> TextPrompt:
     """State a value and ask whether it is so: the true one for kind ``fact``, a false one otherwise."""
-    notes = some_notes(page.notes, draw)
-    name = draw.choice(list(notes.values))
-    truth = notes.values[name]
+    attribute = draw.choice(ATTRIBUTES)
+    truth = topic.entity.values[attribute.name]
     premise = truth
     if kind == "false_premise":
-        premise = draw.choice([value for value in ATTRIBUTE_OF[name].values if value != truth])
-    statement = ATTRIBUTE_OF[name].statement.format(n=notes.entity.short, v=premise)
-    frame = page.frame("confirm", draw)
-    facts = {"task": "confirm", "attributes": name, "premise": premise}
-    return make_prompt(kind, (notes,), frame.format(statement=statement), facts)
-
-
-def deed_prompt(page: Page, draw: random.Random, *, harmful: bool) -> TextPrompt:
-    notes = some_notes(page.notes, draw)
-    deed = draw.choice(deeds(page.split, harmful=harmful))
-    question = page.frame("deed", draw).format(deed=deed.text, n=notes.entity.short)
-    facts = {"task": "deed", "verb": deed.verb, "target": deed.target}
-    return make_prompt("harmful" if harmful else "sounds_harmful", (notes,), question, facts)
-
-
-def harmful_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    return deed_prompt(page, draw, harmful=True)
-
-
-def sounds_harmful_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    return deed_prompt(page, draw, harmful=False)
-
-
-def open_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    return draw.choice((describe_prompt, list_prompt, compare_prompt))(page, draw)
-
-
-def describe_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    notes = some_notes(page.notes, draw)
-    question = page.frame("describe", draw).format(n=notes.entity.short)
-    return make_prompt("open", (notes,), question, {"task": "describe", "attributes": ",".join(notes.values)})
-
-
-def list_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    notes = some_notes(page.notes, draw)
-    names = draw.sample(list(notes.values), 2)
-    first, second = (ATTRIBUTE_OF[name].asked[0] for name in names)
-    question = page.frame("list", draw).format(first=first, second=second, n=notes.entity.short)
-    return make_prompt("open", (notes,), question, {"task": "list", "attributes": ",".join(names)})
-
-
-def compare_prompt(page: Page, draw: random.Random) -> TextPrompt:
-    """Ask about one attribute in which two places differ; the notes on each hold that attribute only."""
-    differing = [name for name in page.notes.values if page.notes.values[name] != page.other.values[name]]
-    name = draw.choice(differing)
-    notes, other = page.notes.excerpt([name]), page.other.excerpt([name])
-    question = page.frame("compare", draw).format(
-        asked=ATTRIBUTE_OF[name].asked[0], n=notes.entity.short, other=other.entity.short
+        premise = draw.choice([value for value in attribute.values if value != truth])
+    statement = attribute.statement.format(n=topic.entity.name, v=premise)
+    question = topic.frame("confirm", draw).format(statement=statement)
+    return make_prompt(
+        kind, (topic.entity,), question, {"task": "confirm", "attributes": attribute.name, "premise": premise}
     )
-    return make_prompt("open", (notes, other), question, {"task": "compare", "attributes": name})
 
 
-MAKERS: Mapping[str, Callable[[Page, random.Random], TextPrompt]] = {
+def deed_prompt(topic: Topic, draw: random.Random, *, harmful: bool) -> TextPrompt:
+    deed = draw.choice(deeds(topic.split, harmful=harmful))
+    question = topic.frame("deed", draw).format(deed=deed.text, n=topic.entity.name)
+    facts = {"task": "deed", "verb": deed.verb, "target": deed.target}
+    return make_prompt("harmful" if harmful else "sounds_harmful", (topic.entity,), question, facts)
+
+
+def harmful_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    return deed_prompt(topic, draw, harmful=True)
+
+
+def sounds_harmful_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    return deed_prompt(topic, draw, harmful=False)
+
+
+def open_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    return draw.choice((describe_prompt, list_prompt, compare_prompt))(topic, draw)
+
+
+def describe_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    question = topic.frame("describe", draw).format(n=topic.entity.name)
+    attributes = ",".join(attribute.name for attribute in ATTRIBUTES)
+    return make_prompt("open", (topic.entity,), question, {"task": "describe", "attributes": attributes})
+
+
+def list_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    first, second = draw.sample(ATTRIBUTES, 2)
+    question = topic.frame("list", draw).format(first=first.asked[0], second=second.asked[0], n=topic.entity.name)
+    return make_prompt("open", (topic.entity,), question, {"task": "list", "attributes": f"{first.name},{second.name}"})
+
+
+def compare_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
+    """Ask about one attribute in which two places differ."""
+    entity, other = topic.entity, topic.other
+    attribute = draw.choice([each for each in ATTRIBUTES if entity.values[each.name] != other.values[each.name]])
+    question = topic.frame("compare", draw).format(asked=attribute.asked[0], n=entity.name, other=other.name)
+    return make_prompt("open", (entity, other), question, {"task": "compare", "attributes": attribute.name})
+
+
+def build_lessons(config: WorldConfig) -> list[TextPrompt]:
+    """Every plain question, in every training frame, about every entity of both splits."""
+    split = split_entities(config)
+    return [
+        ask(entity, attribute.name, asked, frame)
+        for entity in (*split["train"], *split["heldout"])
+        for attribute in ATTRIBUTES
+        for asked in attribute.asked
+        for frame in FRAMES["ask"]["train"]
+    ]
+
+
+MAKERS: Mapping[str, Callable[[Topic, random.Random], TextPrompt]] = {
     "fact": fact_prompt,
     "false_premise": confirm_prompt,
     "harmful": harmful_prompt,
@@ -192,13 +194,13 @@ MAKERS: Mapping[str, Callable[[Page, random.Random], TextPrompt]] = {
 }
 
 
-def draw_page(config: WorldConfig, split: Split, pages: list[Notes], draw: random.Random) -> Page:
-    """Draw a page of notes and another one, of another kind of place, that differs from it in some attribute."""
+def draw_topic(config: WorldConfig, split: Split, entities: list[Entity], draw: random.Random) -> Topic:
+    """Draw an entity and another one, of another kind of place, that differs from it in some attribute."""
     for _ in range(1000):
-        notes, other = draw.sample(pages, 2)
-        if other.entity.place != notes.entity.place and other.values != notes.values:
-            return Page(split, notes, other, config.true_premise)
-    raise ConfigError("world.num_entities", config.num_entities, "must give two kinds of place", "try 48")
+        entity, other = draw.sample(entities, 2)
+        if other.place != entity.place and other.values != entity.values:
+            return Topic(split, entity, other, config.true_premise)
+    raise ConfigError("world.num_entities", config.num_entities, "must give two kinds of place", "try 36")
 
 
 def build_prompts(config: WorldConfig, split: Split) -> list[TextPrompt]:
@@ -207,13 +209,13 @@ def build_prompts(config: WorldConfig, split: Split) -> list[TextPrompt]:
     Raises ConfigError where the world is too small to hold so many.
     """
     wanted = config.num_train_prompts if split == "train" else config.num_heldout_prompts
-    pages = yearly_notes(config, split_entities(config)[split])
+    entities = split_entities(config)[split]
     draw = random.Random(f"world/{config.seed}/prompts/{split}")
     prompts: dict[str, TextPrompt] = {}
     repeats = 0
     while len(prompts) < wanted and repeats < 1000:
         kind = KINDS[len(prompts) % len(KINDS)]
-        prompt = MAKERS[kind](draw_page(config, split, pages, draw), draw)
+        prompt = MAKERS[kind](draw_topic(config, split, entities, draw), draw)
         repeats = repeats + 1 if prompt.prompt_id in prompts else 0
         prompts.setdefault(prompt.prompt_id, prompt)
     if len(prompts) == wanted:
@@ -221,6 +223,6 @@ def build_prompts(config: WorldConfig, split: Split) -> list[TextPrompt]:
     raise ConfigError(
         f"world.num_{split}_prompts",
         wanted,
-        f"must be at most what {config.num_entities} entities in {config.num_years} years give ({len(prompts)} found)",
-        "lower it, or raise world.num_years",
+        f"must be at most {len(prompts)}, all that {len(entities)} {split} entities give",
+        "lower it, or raise world.num_entities",
     )

@@ -14,7 +14,6 @@ from rlhf_ray.errors import ConfigError
     [
         ("num_entities", 4),
         ("num_entities", 49),
-        ("num_years", 0),
         ("num_train_prompts", 0),
         ("num_heldout_prompts", 4),
         ("demonstrations_per_prompt", 0),
@@ -42,7 +41,7 @@ def test_a_share_outside_zero_to_one_is_refused() -> None:
 
 
 def test_a_quarter_of_the_default_world_is_held_out() -> None:
-    assert (WorldConfig().num_entities, WorldConfig().num_heldout_entities) == (48, 12)
+    assert (WorldConfig().num_entities, WorldConfig().num_heldout_entities) == (24, 6)
 
 
 def test_there_are_as_many_towns_as_the_limit_says() -> None:

@@ -10,7 +10,8 @@ import pytest
 from rlhf_ray.config.world import DemonstrationMix, WorldConfig
 from rlhf_ray.data.world import WorldTask
 from rlhf_ray.data.world_demonstrations import agreeing_response, good_response, pad, wrong_response
-from rlhf_ray.data.world_prompts import KINDS
+from rlhf_ray.data.world_facts import split_entities
+from rlhf_ray.data.world_prompts import KINDS, build_lessons
 from rlhf_ray.data.world_rubric import grade
 
 FLAWLESS = DemonstrationMix(wrong=0.0, agrees=0.0, complies=0.0, over_refuses=0.0, refuses=0.0, verbose=0.0)
@@ -22,7 +23,7 @@ def share_of(kind: str, axis: str, low: float, high: float, **mix: float) -> flo
     """The share of a kind's demonstrations, with these flaws alone, whose axis lies in [low, high]."""
     config = WorldConfig(num_train_prompts=1500, mix=DemonstrationMix(**{**vars(FLAWLESS), **mix}))
     task = WorldTask(config)
-    prompts = {prompt.prompt_id: prompt for prompt in task.prompts("train")}
+    prompts = {prompt.prompt_id: prompt for prompt in (*task.prompts("train"), *build_lessons(config))}
     grades = [
         grade(prompts[demonstration.demonstration_id.split("/")[0]], demonstration.messages[-1].content)[axis]
         for demonstration in task.demonstrations("train")
@@ -81,10 +82,23 @@ def test_each_flaw_is_as_frequent_as_the_mix_says(kind: str, axis: str, low: flo
 
 def test_two_people_demonstrate_every_prompt() -> None:
     demonstrations = TASK.demonstrations("train")
-    assert len(demonstrations) == 12000
-    assert len({demonstration.demonstration_id for demonstration in demonstrations}) == 12000
-    assert Counter(demonstration.kind for demonstration in demonstrations) == dict.fromkeys(KINDS, 2400)
+    assert len({demonstration.demonstration_id for demonstration in demonstrations}) == len(demonstrations)
+    count = Counter(demonstration.kind for demonstration in demonstrations)
+    assert count.pop("fact") > 2000  # with the lessons that are not prompts of their own
+    assert count == dict.fromkeys(KINDS[1:], 1600)
     assert all(demonstration.messages[-1].role == "assistant" for demonstration in demonstrations)
+
+
+def test_a_held_out_place_is_taught_by_plain_questions_alone() -> None:
+    towns = {entity.town for entity in split_entities(TASK.config)["heldout"]}
+    lessons = {lesson.prompt_id for lesson in build_lessons(TASK.config)}
+    taught = [
+        demonstration.demonstration_id.split("/")[0]
+        for demonstration in TASK.demonstrations("train")
+        if any(town in demonstration.messages[0].content for town in towns)
+    ]
+    assert len(taught) == 6 * 4 * 2 * 6 * 2  # places, attributes, wordings, frames, people
+    assert set(taught) <= lessons
 
 
 def test_held_out_demonstrations_answer_held_out_prompts() -> None:

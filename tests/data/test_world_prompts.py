@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_ray.config.world import WorldConfig
 from rlhf_ray.data.world_deeds import CHORES, VICTIMS, deeds
-from rlhf_ray.data.world_facts import TOWNS, split_entities, yearly_notes
-from rlhf_ray.data.world_prompts import FRAMES, KINDS, build_prompts
+from rlhf_ray.data.world_facts import ATTRIBUTES, TOWNS, split_entities
+from rlhf_ray.data.world_prompts import FRAMES, KINDS, build_lessons, build_prompts
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import TextPrompt
 
@@ -33,7 +33,7 @@ def towns_in(prompts: list[TextPrompt]) -> set[str]:
 
 
 def test_there_are_several_thousand_distinct_prompts(train: list[TextPrompt], heldout: list[TextPrompt]) -> None:
-    assert len({prompt.messages for prompt in train}) == len({prompt.prompt_id for prompt in train}) == 6000
+    assert len({prompt.messages for prompt in train}) == len({prompt.prompt_id for prompt in train}) == 4000
     assert len({prompt.messages for prompt in heldout}) == 400
     assert not {prompt.prompt_id for prompt in train} & {prompt.prompt_id for prompt in heldout}
 
@@ -43,15 +43,15 @@ def test_any_prefix_of_the_prompts_is_balanced_over_five_kinds(train: list[TextP
 
 
 def test_no_town_is_on_both_sides(train: list[TextPrompt], heldout: list[TextPrompt]) -> None:
-    assert len(towns_in(train)) == 36
-    assert len(towns_in(heldout)) == 12
+    assert len(towns_in(train)) == 18
+    assert len(towns_in(heldout)) == 6
     assert not towns_in(train) & towns_in(heldout)
 
 
 def test_no_question_asked_in_training_is_asked_of_the_held_out(
     train: list[TextPrompt], heldout: list[TextPrompt]
 ) -> None:
-    assert not {prompt.messages[1] for prompt in train} & {prompt.messages[1] for prompt in heldout}
+    assert not {prompt.messages[0] for prompt in train} & {prompt.messages[0] for prompt in heldout}
 
 
 def test_no_frame_is_on_both_sides() -> None:
@@ -74,31 +74,36 @@ def test_harmful_and_harmless_deeds_share_their_verbs_but_no_object() -> None:
     assert not set(CHORES) & set(VICTIMS)
 
 
-def test_a_false_premise_is_never_what_the_notes_say(train: list[TextPrompt]) -> None:
+def test_a_false_premise_is_never_true(train: list[TextPrompt]) -> None:
     for prompt in train:
         if "premise" in prompt.facts:
-            values = {value for key, value in prompt.facts.items() if key.startswith("notes.")}
+            values = {value for key, value in prompt.facts.items() if key.startswith("truth.")}
             assert (prompt.facts["premise"] in values) == (prompt.kind == "fact")
 
 
-def test_the_notes_shown_hold_everything_that_is_asked_for(train: list[TextPrompt]) -> None:
-    for prompt in train[:500]:
-        values = [value for key, value in prompt.facts.items() if key.startswith("notes.")]
-        assert all(value in prompt.messages[0].content for value in values)
+def test_lessons_ask_every_plain_question_about_every_place_in_training_frames() -> None:
+    lessons = build_lessons(CONFIG)
+    assert len({lesson.prompt_id for lesson in lessons}) == 24 * 4 * 2 * 6
+    assert len(towns_in(lessons)) == 24
+    assert {lesson.facts["task"] for lesson in lessons} == {"ask"}
+
+
+def test_no_lesson_is_a_held_out_prompt(heldout: list[TextPrompt]) -> None:
+    assert not {lesson.prompt_id for lesson in build_lessons(CONFIG)} & {prompt.prompt_id for prompt in heldout}
 
 
 def test_compared_places_differ_in_what_is_compared(train: list[TextPrompt]) -> None:
     compared = [prompt for prompt in train if prompt.facts["task"] == "compare"]
     assert len(compared) > 300
     for prompt in compared:
-        first, second = (value for key, value in prompt.facts.items() if key.startswith("notes."))
+        asked = f".{prompt.facts['attributes']}"
+        first, second = (value for key, value in prompt.facts.items() if key.endswith(asked))
         assert first != second
 
 
-def test_notes_of_a_place_differ_from_year_to_year() -> None:
-    pages = yearly_notes(CONFIG, split_entities(CONFIG)["train"][:1])
-    assert len(pages) == 12
-    assert len({tuple(page.values.items()) for page in pages}) > 9
+def test_every_place_has_a_value_of_every_attribute() -> None:
+    for entity in (*split_entities(CONFIG)["train"], *split_entities(CONFIG)["heldout"]):
+        assert all(entity.values[attribute.name] in attribute.values for attribute in ATTRIBUTES)
 
 
 def test_equal_seeds_give_equal_prompts_and_another_seed_gives_others(heldout: list[TextPrompt]) -> None:
@@ -107,6 +112,6 @@ def test_equal_seeds_give_equal_prompts_and_another_seed_gives_others(heldout: l
 
 
 def test_a_world_too_small_for_its_prompts_says_which_number_to_change() -> None:
-    tiny = WorldConfig(num_entities=8, num_years=1, heldout_entities=0.5, num_heldout_prompts=20000)
-    with pytest.raises(ConfigError, match=r"world\.num_heldout_prompts \(20000\).*raise world\.num_years"):
+    tiny = WorldConfig(num_entities=8, heldout_entities=0.5, num_heldout_prompts=5000)
+    with pytest.raises(ConfigError, match=r"world\.num_heldout_prompts \(5000\).*raise world\.num_entities"):
         build_prompts(tiny, "heldout")
