@@ -1,9 +1,9 @@
 """The PPO loop. It holds references and scalars, never token tensors; it knows neither Ray, nor vLLM, nor DeepSpeed.
 
-      prompts ──> generator ──> rollouts ──┬──> reference ─────> ref_logprobs ──┐
-                      ^                    └──> reward model ──> scores ────────┤
-                      │                                                         v
-                      └────────────── weights, version, checksum <────────── trainer
+prompts ──> generator ──> rollouts ──┬──> reference ─────> ref_logprobs ──┐
+                ^                    └──> reward model ──> scores ────────┤
+                │                                                         v
+                └────────────── weights, version, checksum <────────── trainer
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -87,27 +87,36 @@ class Driver:
         self.kl_controller = self.kl_controller.updated(
             observed_kl=metrics["ppo/kl_per_response"], num_samples=len(requests)
         )
+        self.steps_done += 1
         with clock.phase("sync"):
             synced = await self.sync_weights()
-        self.steps_done += 1
         return {**metrics, **synced, **clock.metrics(shards)}
 
     async def collect(self, requests: Sequence[GenerationRequest], clock: PhaseClock) -> list[ScoredShard]:
-        """Sample every request; each shard is scored while the others are still being sampled."""
-        scoring = []
-        with clock.phase("generate"):
-            async for shard in self.generator.generate(requests, self.settings):
-                scoring.append(asyncio.ensure_future(self.scored(shard)))
-        with clock.phase("score"):
-            return list(await asyncio.gather(*scoring))
+        """Sample every request; each shard is scored while the others are still being sampled.
+
+        The order of arrival ends here: shards come back in the order of their rollouts.
+        """
+        scoring: list[asyncio.Task[ScoredShard]] = []
+        try:
+            with clock.phase("generate"):
+                async for shard in self.generator.generate(requests, self.settings):
+                    scoring.append(asyncio.create_task(self.scored(shard)))  # noqa: PERF401 -- started at once
+            with clock.phase("score"):
+                shards = await asyncio.gather(*scoring)
+        finally:
+            for task in scoring:
+                task.cancel()
+            await asyncio.gather(*scoring, return_exceptions=True)
+        return sorted(shards, key=lambda shard: shard.summaries[0].order)
 
     async def scored(self, shard: RolloutShard) -> ScoredShard:
         ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
         return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
 
     async def sync_weights(self) -> Metrics:
-        """Give the generators the trainer's weights under the next version."""
-        report = await self.weights.sync(self.policy_version + 1)
+        """Give the generators the trainer's weights. Their version is 1 + the steps behind them, also after a resume."""
+        report = await self.weights.sync(self.steps_done + 1)
         self.policy_version = report.version
         return {"ppo/sync_bytes": float(report.num_bytes)}
 
@@ -149,14 +158,16 @@ class Driver:
             "seed": self.seed,
         }
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``. Raises RlhfError when it belongs to a run with another seed."""
         if state["seed"] != self.seed:
-            raise RlhfError(f"the saved run has seed {state['seed']}, this one {self.seed}; resume with seed={state['seed']}")
-        self.steps_done = int(state["steps_done"])  # type: ignore[call-overload]
-        self.policy_version = int(state["policy_version"])  # type: ignore[call-overload]
-        self.prompts.restore(state["prompts"])  # type: ignore[arg-type]
-        self.kl_controller = type(self.kl_controller).from_state(state["kl_controller"])  # type: ignore[arg-type]
+            raise RlhfError(
+                f"the saved run has seed {state['seed']}, this one {self.seed}; resume with seed={state['seed']}"
+            )
+        self.steps_done = int(state["steps_done"])
+        self.policy_version = int(state["policy_version"])
+        self.prompts.restore(state["prompts"])
+        self.kl_controller = type(self.kl_controller).from_state(state["kl_controller"])
 
 
 def make_kl_controller(config: KlConfig) -> FixedKL | AdaptiveKL:
@@ -171,9 +182,11 @@ def request_seed(seed: int, step: int, order: int) -> int:
 
 
 def summarise(shards: Sequence[ScoredShard], policy_version: int) -> dict[str, float]:
-    """What summaries and scores alone say about a step."""
-    summaries = [s for shard in shards for s in shard.summaries]
-    scores = np.array([score for shard in shards for score in shard.scores], dtype=np.float64)
+    """What summaries and scores alone say about a step: the same bits however the step was cut into shards."""
+    pairs = [pair for shard in shards for pair in zip(shard.summaries, shard.scores, strict=True)]
+    pairs.sort(key=lambda pair: pair[0].order)  # a floating-point sum depends on the order of its terms
+    summaries = [summary for summary, _ in pairs]
+    scores = np.array([score for _, score in pairs], dtype=np.float64)
     return {
         "ppo/score_mean": float(scores.mean()),
         "ppo/score_std": float(scores.std()),

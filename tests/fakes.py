@@ -1,0 +1,182 @@
+"""Plain objects that satisfy roles.py: a PPO run in milliseconds, with every event written down.
+
+The "policy" is one number. A response's length and score follow from its seed and from that number, so that a run that
+lost any part of its state goes another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.driver import Driver, Metrics, Roles
+from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings
+from rlhf_ray.roles import Ref, RolloutShard, ScoredShard, SyncReport
+
+Arrange = Callable[[list[list[GenerationRequest]]], list[list[GenerationRequest]]]
+
+
+def as_they_are(shards: list[list[GenerationRequest]]) -> list[list[GenerationRequest]]:
+    return shards
+
+
+def reverse(shards: list[list[GenerationRequest]]) -> list[list[GenerationRequest]]:
+    return shards[::-1]
+
+
+def shuffled(shards: list[list[GenerationRequest]]) -> list[list[GenerationRequest]]:
+    return random.Random(3).sample(shards, len(shards))
+
+
+class World:
+    """What the fakes share: the trainer's weight, what each engine was last given, and everything that happened."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.requests: list[GenerationRequest] = []
+        self.weight = 0.0
+        self.served: tuple[int, float] | None = None
+        self.lag = 0  # versions that the engine stays behind
+        self.kl: float | None = None  # nats a response that the trainer observes; None: a number of its own
+        self.logprob_difference = 0.0
+
+    def note(self, event: str) -> None:
+        self.events.append(event)
+
+
+class FakeGenerator:
+    """Gives shards of ``shard_size`` in the order that ``arrange`` makes of them; each waits for its turn."""
+
+    def __init__(self, world: World, *, shard_size: int, arrange: Arrange) -> None:
+        self._world, self._shard_size, self._arrange = world, shard_size, arrange
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], settings: SamplingSettings
+    ) -> AsyncIterator[RolloutShard]:
+        assert self._world.served is not None, "sampled before any weights were synced"
+        version, weight = self._world.served
+        self._world.note(f"generate with version {version}")
+        self._world.requests += requests
+        shards = [list(requests[i : i + self._shard_size]) for i in range(0, len(requests), self._shard_size)]
+        for number, shard in enumerate(self._arrange(shards), start=1):
+            await asyncio.sleep(0.001)
+            self._world.note(f"shard {number} of {len(shards)}")
+            summaries = tuple(self._summary(request, version) for request in shard)
+            yield RolloutShard(summaries, [(request.seed, weight) for request in shard])
+
+    def _summary(self, request: GenerationRequest, version: int) -> RolloutSummary:
+        return RolloutSummary(
+            rollout_id=request.rollout_id,
+            prompt_id=request.prompt_id,
+            order=request.order,
+            prompt_length=len(request.prompt_ids),
+            response_length=1 + request.seed % 7,
+            finish_reason="stop" if request.seed % 3 else "length",
+            policy_version=version - self._world.lag,
+        )
+
+
+class FakeReference:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def logprobs(self, shard: RolloutShard) -> Ref:
+        self._world.note("reference")
+        return "ref_logprobs"
+
+
+class FakeRewardModel:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def score(self, shard: RolloutShard) -> tuple[float, ...]:
+        self._world.note("score")
+        return tuple(weight + seed / 2**31 for seed, weight in shard.rollouts)
+
+
+class FakeTrainer:
+    """Moves its weight by the scores: by none of them alone, so that a lost or doubled rollout shows."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def update(self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float) -> Mapping[str, float]:
+        self._world.note(f"update {step}")
+        for shard in shards:
+            for score in shard.scores:
+                self._world.weight = 0.9 * self._world.weight + 0.1 * score - 0.01 * kl_coef
+        kl = 5.0 + self._world.weight if self._world.kl is None else self._world.kl
+        return {"ppo/logprob_difference": self._world.logprob_difference, "ppo/kl_per_response": kl}
+
+    async def save_state(self, directory: str, tag: str) -> None:
+        await asyncio.sleep(0)
+        (Path(directory) / tag).write_text(json.dumps(self._world.weight))
+
+    async def load_state(self, directory: str, tag: str) -> None:
+        self._world.weight = json.loads((Path(directory) / tag).read_text())
+
+    async def save(self, directory: str) -> None:
+        self._world.note("save")
+
+
+class FakeWeightSync:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def sync(self, version: int) -> SyncReport:
+        self._world.note(f"sync {version}")
+        self._world.served = (version, self._world.weight)
+        return SyncReport(version, "digest", num_bytes=8, seconds=0.0)
+
+
+class FakePrompts:
+    """Counts upwards: batch k holds the prompts k * size to (k + 1) * size - 1."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.position = 0
+
+    def next_batch(self) -> list[Prompt]:
+        numbers = range(self.position, self.position + self.batch_size)
+        self.position += self.batch_size
+        return [Prompt(f"p{n}", np.array([n, n], dtype=np.int32), order=i) for i, n in enumerate(numbers)]
+
+    def state(self) -> Mapping[str, object]:
+        return {"position": self.position}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def make_driver(
+    config: PpoConfig, *, seed: int = 0, shard_size: int = 2, arrange: Arrange = as_they_are, world: World | None = None
+) -> tuple[Driver, World]:
+    """A driver whose roles are all fakes of one world."""
+    world = world or World()
+    roles = Roles(
+        generator=FakeGenerator(world, shard_size=shard_size, arrange=arrange),
+        reference=FakeReference(world),
+        reward_model=FakeRewardModel(world),
+        trainer=FakeTrainer(world),
+        weights=FakeWeightSync(world),
+    )
+    prompts = FakePrompts(config.prompts_per_step)
+    return Driver(roles=roles, prompts=prompts, config=config, settings=SamplingSettings(), seed=seed), world
+
+
+async def run_driver(driver: Driver) -> list[dict[str, float]]:
+    """Run to the end and return each step's metrics, those of time left out."""
+    history: list[dict[str, float]] = []
+
+    async def after_step(step: int, metrics: Metrics) -> None:
+        history.append({name: value for name, value in metrics.items() if not name.startswith("time/")})
+
+    await driver.run(after_step)
+    return history
