@@ -146,7 +146,12 @@ class Scope:
             tolerance=sync.probe_tolerance if exact else sync.probe_tolerance_bfloat16,
             timeout_s=self._timeout_s,
         )
-        await channel.open(backend=self.sync_backend(), dtype=dtype, bucket_bytes=sync.bucket_mb * 2**20)
+        await channel.open(
+            backend=self.sync_backend(),
+            dtype=dtype,
+            bucket_bytes=sync.bucket_mb * 2**20,
+            workers_per_engine=self._config.generation.tensor_parallel_size,
+        )
         return channel
 
     async def fetch(self, ref: Any) -> Any:
@@ -155,8 +160,10 @@ class Scope:
 
     def sync_backend(self) -> str:
         wanted = self._config.weight_sync.transport
+        if wanted == "auto" and self._device == "cuda":
+            return "ipc" if self._config.training.gpus_per_rank < 1 else "nccl"
         if wanted == "auto":
-            return "shared_memory" if self._device == "cpu" else "nccl"
+            return "shared_memory"
         if (wanted == "shared_memory") != (self._device == "cpu"):
             raise ConfigError(
                 "weight_sync.transport", wanted, f"does not work with device {self._device}", "use weight_sync.transport=auto"

@@ -59,6 +59,9 @@ class TrainerActor:
         self._sender = make_sender(self._learner.policy, backend=backend, dtype=dtype, bucket_bytes=bucket_bytes)
         return self._sender.num_buckets, self._sender.num_bytes
 
+    def join_sync(self, group: Any) -> None:
+        self._sender.join(group)
+
     def begin_sync(self) -> None:
         self._sender.begin()
 

@@ -12,6 +12,7 @@ import numpy as np
 from actors.answers import answers
 from rlhf_ray.errors import WeightSyncError
 from rlhf_ray.roles import SyncReport
+from rlhf_ray.weight_sync.topology import NcclGroup
 
 
 class FleetWeightSync:
@@ -32,11 +33,21 @@ class FleetWeightSync:
         self._num_buckets = 0
         self._num_bytes = 0
 
-    async def open(self, *, backend: str, dtype: str, bucket_bytes: int) -> None:
-        """Prepare both halves; once a run."""
+    async def open(self, *, backend: str, dtype: str, bucket_bytes: int, workers_per_engine: int) -> None:
+        """Prepare both halves and let them meet; once a run."""
         sizes = await self._of_ranks("open_sync", [r.open_sync.remote(backend, dtype, bucket_bytes) for r in self._ranks])
         self._num_buckets, self._num_bytes = sizes[0]
-        await self._of_engines("init_weight_sync", [e.init_weight_sync.remote({}) for e in self._engines])
+        address = (await self._of_ranks("free_address", [self._ranks[0].free_address.remote()]))[0]
+        host, _, port = address.rpartition(":")
+        group = NcclGroup(host, int(port), len(self._engines), workers_per_engine)
+        infos = [group.engine_info(index) if backend == "nccl" else {} for index in range(len(self._engines))]
+        await asyncio.gather(
+            self._of_ranks("join_sync", [r.join_sync.remote(group) for r in self._ranks]),
+            self._of_engines(
+                "init_weight_sync",
+                [e.init_weight_sync.remote(info) for e, info in zip(self._engines, infos, strict=True)],
+            ),
+        )
 
     async def sync(self, version: int) -> SyncReport:
         begun = time.perf_counter()

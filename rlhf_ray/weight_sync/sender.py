@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta, plan_buckets
 from rlhf_ray.weight_sync.checksum import sync_digest
 from rlhf_ray.weight_sync.shared_memory import DEFAULT_ROOT, BucketFile, bucket_directory, write_bucket
+from rlhf_ray.weight_sync.topology import NcclGroup
 
 
 class Export(Protocol):
@@ -33,6 +34,10 @@ class Sender(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+    def join(self, group: NcclGroup) -> None:
+        """Meet the engines, once a run."""
+        ...
 
     def begin(self) -> None: ...
 
@@ -74,6 +79,9 @@ class SharedMemorySender:
     @property
     def num_bytes(self) -> int:
         return sum(bucket.nbytes for bucket in self._buckets)
+
+    def join(self, group: NcclGroup) -> None:
+        """Nothing to meet: the engines read files."""
 
     def begin(self) -> None:
         self._digests = []
