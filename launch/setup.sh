@@ -124,7 +124,7 @@ install_project() {
 }
 
 compile_operators() {
-    say "compiling DeepSpeed's shared-memory operator for CPUs (half a minute, once per machine)"
+    say "compiling DeepSpeed's shared-memory operator for CPUs (half a minute, once per environment)"
     PATH=$venv/bin:$PATH DS_ACCELERATOR=cpu logged "$venv/bin/python" -c \
         'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' ||
         die_with_log "DeepSpeed's operator did not compile" "check the compiler (${CXX:-c++} --version)"
