@@ -16,7 +16,7 @@ from rlhf_ray.data.world_prompts import build_lessons, build_prompts
 from rlhf_ray.data.world_rubric import grade
 from rlhf_ray.records import Demonstration, Ranking, TextPrompt
 
-WORLD_VERSION = 2  # raise it whenever a change of code changes the data
+WORLD_VERSION = 3  # raise it whenever a change of code changes the data
 
 
 class WorldTask(Task):
@@ -38,8 +38,8 @@ class WorldTask(Task):
         return list(self._prompts[split])
 
     def demonstrations(self, split: Split) -> list[Demonstration]:
-        """``demonstrations_per_prompt`` responses, of mixed quality, to every prompt of the split; in training also one
-        set of lessons, the plain questions that teach what is true of every place.
+        """``demonstrations_per_prompt`` responses, of mixed quality, to every prompt of the split; in training also to
+        the lessons, which teach what is true of every place.
         """
         prompts = {prompt.prompt_id: prompt for prompt in self._prompts[split]}
         if split == "train":

@@ -1,8 +1,8 @@
 """The prompts of the microworld: five kinds, from templates, split by entity, by template and by deed.
 
 A held-out prompt has a held-out entity and a held-out frame and, where it asks about a deed, a held-out deed. No other
-prompt mentions its entity, but lessons do: plain questions in training frames, which only demonstrations answer, for
-nobody knows a place of which nothing was ever said. ``facts`` of a prompt is what the grader reads:
+prompt mentions its entity, but lessons do: questions in training frames that only demonstrations answer, for nobody
+knows a place of which nothing was ever said. ``facts`` of a prompt is what the grader reads:
 
     task                       ask, confirm, describe, list, compare, deed
     truth.<place>.<attribute>  the value that is so, of the place or places in the prompt
@@ -173,18 +173,6 @@ def compare_prompt(topic: Topic, draw: random.Random) -> TextPrompt:
     return make_prompt("open", (entity, other), question, {"task": "compare", "attributes": attribute.name})
 
 
-def build_lessons(config: WorldConfig) -> list[TextPrompt]:
-    """Every plain question, in every training frame, about every entity of both splits."""
-    split = split_entities(config)
-    return [
-        ask(entity, attribute.name, asked, frame)
-        for entity in (*split["train"], *split["heldout"])
-        for attribute in ATTRIBUTES
-        for asked in attribute.asked
-        for frame in FRAMES["ask"]["train"]
-    ]
-
-
 MAKERS: Mapping[str, Callable[[Topic, random.Random], TextPrompt]] = {
     "fact": fact_prompt,
     "false_premise": confirm_prompt,
@@ -226,3 +214,26 @@ def build_prompts(config: WorldConfig, split: Split) -> list[TextPrompt]:
         f"must be at most {len(prompts)}, all that {len(entities)} {split} entities give",
         "lower it, or raise world.num_entities",
     )
+
+
+def build_lessons(config: WorldConfig) -> list[TextPrompt]:
+    """What demonstrations teach beside the training prompts, all of it in training frames.
+
+    Every plain question about every place, and about the held-out places as many premises and open tasks as a training
+    place has among the training prompts. No deed.
+    """
+    split = split_entities(config)
+    lessons = [
+        ask(entity, attribute.name, asked, frame)
+        for entity in (*split["train"], *split["heldout"])
+        for attribute in ATTRIBUTES
+        for asked in attribute.asked
+        for frame in FRAMES["ask"]["train"]
+    ]
+    draw = random.Random(f"world/{config.seed}/lessons")
+    taught = ("fact", "false_premise", "open")
+    share = len(taught) / len(KINDS)
+    for index in range(round(config.num_train_prompts * share * len(split["heldout"]) / len(split["train"]))):
+        topic = draw_topic(config, "train", split["heldout"], draw)
+        lessons.append(MAKERS[taught[index % len(taught)]](topic, draw))
+    return list({lesson.prompt_id: lesson for lesson in lessons}.values())

@@ -11,7 +11,7 @@ from rlhf_ray.config.world import DemonstrationMix, WorldConfig
 from rlhf_ray.data.world import WorldTask
 from rlhf_ray.data.world_demonstrations import agreeing_response, good_response, pad, wrong_response
 from rlhf_ray.data.world_facts import split_entities
-from rlhf_ray.data.world_prompts import KINDS, build_lessons
+from rlhf_ray.data.world_prompts import build_lessons
 from rlhf_ray.data.world_rubric import grade
 
 FLAWLESS = DemonstrationMix(wrong=0.0, agrees=0.0, complies=0.0, over_refuses=0.0, refuses=0.0, verbose=0.0)
@@ -84,12 +84,12 @@ def test_two_people_demonstrate_every_prompt() -> None:
     demonstrations = TASK.demonstrations("train")
     assert len({demonstration.demonstration_id for demonstration in demonstrations}) == len(demonstrations)
     count = Counter(demonstration.kind for demonstration in demonstrations)
-    assert count.pop("fact") > 2000  # with the lessons that are not prompts of their own
-    assert count == dict.fromkeys(KINDS[1:], 1600)
+    assert count["harmful"] == count["sounds_harmful"] == 1600  # no lesson is about a deed
+    assert min(count[kind] for kind in ("fact", "false_premise", "open")) > 1800
     assert all(demonstration.messages[-1].role == "assistant" for demonstration in demonstrations)
 
 
-def test_a_held_out_place_is_taught_by_plain_questions_alone() -> None:
+def test_a_held_out_place_is_taught_by_lessons_alone() -> None:
     towns = {entity.town for entity in split_entities(TASK.config)["heldout"]}
     lessons = {lesson.prompt_id for lesson in build_lessons(TASK.config)}
     taught = [
@@ -97,7 +97,7 @@ def test_a_held_out_place_is_taught_by_plain_questions_alone() -> None:
         for demonstration in TASK.demonstrations("train")
         if any(town in demonstration.messages[0].content for town in towns)
     ]
-    assert len(taught) == 6 * 4 * 2 * 6 * 2  # places, attributes, wordings, frames, people
+    assert len(taught) > 6 * 4 * 2 * 6 * 2  # places, attributes, wordings, frames, people
     assert set(taught) <= lessons
 
 

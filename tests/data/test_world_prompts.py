@@ -81,11 +81,18 @@ def test_a_false_premise_is_never_true(train: list[TextPrompt]) -> None:
             assert (prompt.facts["premise"] in values) == (prompt.kind == "fact")
 
 
-def test_lessons_ask_every_plain_question_about_every_place_in_training_frames() -> None:
+def test_lessons_ask_every_plain_question_about_every_place_and_never_of_a_deed() -> None:
     lessons = build_lessons(CONFIG)
-    assert len({lesson.prompt_id for lesson in lessons}) == 24 * 4 * 2 * 6
-    assert len(towns_in(lessons)) == 24
-    assert {lesson.facts["task"] for lesson in lessons} == {"ask"}
+    asked = [lesson for lesson in lessons if lesson.facts["task"] == "ask"]
+    assert len({lesson.prompt_id for lesson in asked}) == len(asked) == 24 * 4 * 2 * 6
+    assert len(towns_in(asked)) == 24
+    assert {lesson.kind for lesson in lessons} == {"fact", "false_premise", "open"}
+
+
+def test_premises_and_open_tasks_among_the_lessons_are_about_held_out_places(heldout: list[TextPrompt]) -> None:
+    others = [lesson for lesson in build_lessons(CONFIG) if lesson.facts["task"] != "ask"]
+    assert 400 < len(others) <= 800
+    assert towns_in(others) == towns_in(heldout)
 
 
 def test_no_lesson_is_a_held_out_prompt(heldout: list[TextPrompt]) -> None:
