@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -31,23 +32,38 @@ def cluster(config: ClusterConfig, *, wanted_cpus: float) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    directory = Path(tempfile.mkdtemp(prefix="rlhf-ray-", dir="/tmp"))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    directory = Path(tempfile.mkdtemp(prefix="rlhf-ray-", dir="/tmp"))  # short: Ray puts sockets there
+    try:
+        with _environment(RAY_USAGE_STATS_ENABLED="0", TMPDIR=str(directory)):
+            _start(config, wanted_cpus, directory)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(config: ClusterConfig, wanted_cpus: float, directory: Path) -> None:
     ray.init(
         address="local",
-        num_cpus=config.num_cpus or max(os.cpu_count() or 1, int(wanted_cpus + 0.999)),
+        num_cpus=config.num_cpus or max(os.cpu_count() or 1, math.ceil(wanted_cpus)),
         object_store_memory=config.object_store_mb * 2**20,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(directory),
     )
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set variables that the cluster's processes inherit: what they leave in TMPDIR goes with the cluster."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _joins_existing(config: ClusterConfig) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +31,7 @@ MEMORY_FILE = "peak_memory_bytes"
 
 async def run_until(config: RunConfig, *, until: str, report: bool, command: str) -> None:
     """Run the stages up to ``until``, then write the report where asked."""
+    be_quiet()
     store = _store(config)
     task = build_task(config.data)
     print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
@@ -62,6 +65,16 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     target = output or store.root / "generations.jsonl"
     write_jsonl(target, (_row(response) for response in responses))
     print(f"{len(responses)} responses: {target}", flush=True)
+
+
+def be_quiet() -> None:
+    """Keep vendors' banners out of a run's output; their errors still come through."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _row(response: GradedResponse) -> dict[str, object]:
