@@ -1,7 +1,8 @@
 """The state of a run on disk: written aside, flushed, renamed, verified; older ones go only after that.
 
-A state directory ``step_00000012`` holds whatever the trainer's ranks wrote and ``run.json``: the driver's state, and the
-size and checksum of every file. A directory without a ``run.json`` that matches is damaged, and the one before it is used.
+A state directory ``step_00000012`` holds whatever the trainer's ranks wrote and ``run.json``: the driver's state, and
+the size and checksum of every file. A directory without a ``run.json`` that matches is damaged; the one before it is
+used.
 """
 
 from __future__ import annotations

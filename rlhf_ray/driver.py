@@ -115,7 +115,7 @@ class Driver:
         return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
 
     async def sync_weights(self) -> Metrics:
-        """Give the generators the trainer's weights. Their version is 1 + the steps behind them, also after a resume."""
+        """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""
         report = await self.weights.sync(self.steps_done + 1)
         self.policy_version = report.version
         return {"ppo/sync_bytes": float(report.num_bytes)}

@@ -87,7 +87,7 @@ async def test_the_means_of_a_step_are_those_of_its_rollouts() -> None:
     assert metrics["ppo/finished_fraction"] == pytest.approx(sum(seed % 3 > 0 for seed in seeds) / 6)
 
 
-# ------------------------------------------------------------------------------------------------------------ controller
+# ----------------------------------------------------------------------------------------------------------- controller
 async def test_the_adaptive_coefficient_follows_the_observed_kl() -> None:
     driver, world = make_driver(replace(CONFIG, kl=ADAPTIVE))
     world.kl = 4.4  # 10% above the target; 6 samples of a horizon of 60: the factor is 1 + 0.1 * 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rlhf_ray.errors import ConfigError
 
 
@@ -15,7 +17,23 @@ def require_positive(**fields: float) -> None:
     """Every value is > 0. A field's name is given with ``__`` for the dot: ``ppo__num_steps=3``."""
     for name, value in fields.items():
         require(
-            value > 0, field=name.replace("__", "."), value=value, rule="must be positive", remedy="give a number above 0"
+            0 < value < math.inf,
+            field=name.replace("__", "."),
+            value=value,
+            rule="must be positive",
+            remedy="give a number above 0",
+        )
+
+
+def require_not_negative(**fields: float) -> None:
+    """Every value is >= 0."""
+    for name, value in fields.items():
+        require(
+            0 <= value < math.inf,
+            field=name.replace("__", "."),
+            value=value,
+            rule="must not be negative",
+            remedy="use 0 for none",
         )
 
 

@@ -24,6 +24,8 @@ class ClusterConfig:
             cluster__placement_timeout_s=self.placement_timeout_s,
             cluster__actor_timeout_s=self.actor_timeout_s,
         )
+        if self.num_cpus is not None:
+            require_positive(cluster__num_cpus=self.num_cpus)
 
 
 @dataclass(frozen=True)

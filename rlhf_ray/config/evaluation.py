@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.config.checks import require_positive
+from rlhf_ray.config.checks import require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,4 @@ class EvaluationConfig:
             evaluation__temperature=self.temperature,
             evaluation__max_response_tokens=self.max_response_tokens,
         )
+        require_not_negative(evaluation__num_shown=self.num_shown)

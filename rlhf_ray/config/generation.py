@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_ray.config.checks import require, require_positive
+from rlhf_ray.config.checks import require, require_not_negative, require_positive
 
 # What the engine's own interface rests on: another value would break sampling or weight sync, not tune it.
 RESERVED_ENGINE_ARGS = frozenset(
@@ -41,6 +41,9 @@ class GenerationConfig:
             generation__max_num_seqs=self.max_num_seqs,
             generation__shard_size=self.shard_size,
         )
+        require_not_negative(generation__cpus_per_engine=self.cpus_per_engine)
+        if self.gpus_per_engine is not None:
+            require_not_negative(generation__gpus_per_engine=self.gpus_per_engine)
         if self.max_model_len is not None:
             require_positive(generation__max_model_len=self.max_model_len)
         if self.kv_cache_memory_mb is not None:

@@ -21,12 +21,17 @@ class ScratchConfig:
     num_key_value_heads: int = 2
     max_position_embeddings: int = 512
     tie_word_embeddings: bool = True
+    initializer_range: float = 0.02  # deviation of the random weights
 
     def __post_init__(self) -> None:
         require_positive(
             model__scratch__vocab_size=self.vocab_size,
             model__scratch__hidden_size=self.hidden_size,
+            model__scratch__intermediate_size=self.intermediate_size,
             model__scratch__num_layers=self.num_layers,
+            model__scratch__num_heads=self.num_heads,
+            model__scratch__num_key_value_heads=self.num_key_value_heads,
+            model__scratch__max_position_embeddings=self.max_position_embeddings,
         )
         require(
             self.hidden_size % self.num_heads == 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rlhf_ray.config.checks import require, require_between, require_positive
+from rlhf_ray.config.checks import require, require_between, require_not_negative, require_positive
 from rlhf_ray.config.training import OptimizerConfig
 
 
@@ -18,7 +18,9 @@ class ComparisonConfig:
     temperatures: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        require_positive(comparison__num_prompts=self.num_prompts, comparison__num_heldout_prompts=self.num_heldout_prompts)
+        require_positive(
+            comparison__num_prompts=self.num_prompts, comparison__num_heldout_prompts=self.num_heldout_prompts
+        )
         require_between(2, 64, comparison__responses_per_prompt=self.responses_per_prompt)
         require(
             len(self.temperatures) > 0 and min(self.temperatures) > 0,
@@ -47,11 +49,4 @@ class RewardModelConfig:
             reward_model__batch_size=self.batch_size,
             reward_model__eval_every=self.eval_every,
         )
-        for name, value in (("margin", self.margin), ("centering", self.centering)):
-            require(
-                value >= 0,
-                field=f"reward_model.{name}",
-                value=value,
-                rule="must not be negative",
-                remedy="use 0 for none",
-            )
+        require_not_negative(reward_model__margin=self.margin, reward_model__centering=self.centering)

@@ -18,6 +18,8 @@ from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.sft import SftConfig
 from rlhf_ray.config.training import TrainingConfig
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on CPUs
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -61,6 +63,14 @@ class RunConfig:
             rule=f"must hold at least one sequence of model.max_length ({self.model.max_length})",
             remedy="raise it",
         )
+        longest_served = self.generation.max_model_len
+        require(
+            longest_served is None or longest_served >= self.model.max_length,
+            field="generation.max_model_len",
+            value=longest_served,
+            rule=f"must not be below model.max_length ({self.model.max_length})",
+            remedy="raise it, or leave it out",
+        )
         if self.model.path is None:
             longest = self.model.scratch.max_position_embeddings
             require(
@@ -70,6 +80,20 @@ class RunConfig:
                 rule=f"must not exceed model.scratch.max_position_embeddings ({longest})",
                 remedy="lower one or raise the other",
             )
+            self._require_head_size()
+
+    def _require_head_size(self) -> None:
+        """Without this the first generator would find it out, after SFT."""
+        scratch = self.model.scratch
+        head_size = scratch.hidden_size // scratch.num_heads
+        require(
+            self.device == "cuda" or head_size in CPU_HEAD_SIZES,
+            field="model.scratch.num_heads",
+            value=scratch.num_heads,
+            rule=f"gives heads of size hidden_size / num_heads = {head_size}, and generators on a CPU can do "
+            f"{', '.join(str(size) for size in CPU_HEAD_SIZES)}",
+            remedy="choose another num_heads or hidden_size, or device=cuda",
+        )
 
     def _require_room(self, field_name: str, tokens: int) -> None:
         require(

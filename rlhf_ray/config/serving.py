@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_ray.config.checks import require_positive
+from rlhf_ray.config.checks import require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,7 @@ class ServerConfig:
             server__num_replicas=self.num_replicas,
             server__max_tokens_per_batch=self.max_tokens_per_batch,
             server__threads_per_replica=self.threads_per_replica,
+        )
+        require_not_negative(
+            server__cpus_per_replica=self.cpus_per_replica, server__gpus_per_replica=self.gpus_per_replica
         )

@@ -18,5 +18,8 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         require_between(0, 1e6, sft__num_epochs=self.num_epochs)
-        require_positive(sft__batch_size=self.batch_size, sft__eval_every=self.eval_every
+        require_positive(
+            sft__batch_size=self.batch_size,
+            sft__eval_every=self.eval_every,
+            sft__max_eval_demonstrations=self.max_eval_demonstrations,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhf_ray.config.checks import require, require_between, require_positive
+from rlhf_ray.config.checks import require, require_between, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_positive(optimizer__learning_rate=self.learning_rate, optimizer__epsilon=self.epsilon)
         require_between(0, 1, optimizer__warmup_fraction=self.warmup_fraction, optimizer__floor=self.floor)
-        require_between(0, 1, optimizer__beta1=self.beta1, optimizer__beta2=self.beta2)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require(
+                0 <= beta < 1,
+                field=f"optimizer.{name}",
+                value=beta,
+                rule="must lie between 0 and 1, 1 excluded",
+                remedy="try 0.9",
+            )
+        require_not_negative(optimizer__weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,14 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require_between(0, 1024, training__lora__rank=self.rank)
+        require_positive(training__lora__alpha=self.alpha)
+        require(
+            len(self.target_modules) > 0,
+            field="training.lora.target_modules",
+            value=tuple(self.target_modules),
+            rule="must name at least one module",
+            remedy="use [q_proj, v_proj], or training.lora.rank=0 for no adapters",
+        )
         require(
             self.dropout == 0.0,
             field="training.lora.dropout",
@@ -83,10 +99,8 @@ class TrainingConfig:
             rule="needs ZeRO (training.zero_stage is 0)",
             remedy="set training.zero_stage=2 or leave the optimizer on the device",
         )
-        require(
-            self.gradient_clipping >= 0,
-            field="training.gradient_clipping",
-            value=self.gradient_clipping,
-            rule="must not be negative",
-            remedy="use 0 for no clipping",
+        require_not_negative(
+            training__gradient_clipping=self.gradient_clipping,
+            training__cpus_per_rank=self.cpus_per_rank,
+            training__gpus_per_rank=self.gpus_per_rank,
         )

@@ -1,0 +1,198 @@
+"""Every range and every rule that crosses sections: field, value, rule, remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config.load import load_config
+from rlhf_ray.errors import ConfigError
+
+POSITIVE = (
+    "sft.batch_size",
+    "sft.eval_every",
+    "sft.max_eval_demonstrations",
+    "sft.optimizer.learning_rate",
+    "ppo.policy_optimizer.epsilon",
+    "comparison.num_prompts",
+    "comparison.num_heldout_prompts",
+    "reward_model.batch_size",
+    "reward_model.eval_every",
+    "ppo.num_steps",
+    "ppo.rollouts_per_step",
+    "ppo.responses_per_prompt",
+    "ppo.num_epochs",
+    "ppo.num_minibatches",
+    "ppo.max_response_tokens",
+    "ppo.temperature",
+    "ppo.clip_ratio",
+    "ppo.value_clip",
+    "ppo.ptx_batch_size",
+    "ppo.eval_prompts",
+    "ppo.max_logprob_difference",
+    "ppo.kl.target",
+    "ppo.kl.horizon",
+    "evaluation.num_prompts",
+    "evaluation.temperature",
+    "evaluation.max_response_tokens",
+    "training.num_ranks",
+    "training.max_tokens_per_micro_batch",
+    "training.threads_per_rank",
+    "training.timeout_s",
+    "training.lora.alpha",
+    "generation.num_engines",
+    "generation.tensor_parallel_size",
+    "generation.max_model_len",
+    "generation.kv_cache_memory_mb",
+    "generation.max_num_seqs",
+    "generation.shard_size",
+    "reference.num_replicas",
+    "reward_server.max_tokens_per_batch",
+    "reference.threads_per_replica",
+    "weight_sync.bucket_mb",
+    "weight_sync.probe_tolerance",
+    "weight_sync.probe_tolerance_bfloat16",
+    "cluster.num_cpus",
+    "cluster.object_store_mb",
+    "cluster.placement_timeout_s",
+    "cluster.actor_timeout_s",
+    "model.max_length",
+    "model.scratch.hidden_size",
+    "model.scratch.intermediate_size",
+    "model.scratch.num_layers",
+    "model.scratch.num_heads",
+    "model.scratch.num_key_value_heads",
+    "model.scratch.max_position_embeddings",
+)
+NOT_NEGATIVE = (
+    "sft.optimizer.weight_decay",
+    "reward_model.margin",
+    "reward_model.centering",
+    "ppo.vf_coef",
+    "ppo.entropy_coef",
+    "ppo.ptx_coef",
+    "ppo.critic_warmup_steps",
+    "ppo.checkpoint_every",
+    "ppo.eval_every",
+    "ppo.kl.coef",
+    "evaluation.num_shown",
+    "training.gradient_clipping",
+    "training.cpus_per_rank",
+    "training.gpus_per_rank",
+    "generation.cpus_per_engine",
+    "generation.gpus_per_engine",
+    "reference.cpus_per_replica",
+    "reward_server.gpus_per_replica",
+)
+OTHER_RULES = (
+    (["seed=-1"], r"^seed \(-1\) must lie between 0 and 2\*\*31 - 1; choose"),
+    (["sft.num_epochs=-1"], r"^sft\.num_epochs \(-1\.0\) must lie between 0 and 1e\+06"),
+    (["reward_model.num_epochs=-1"], r"^reward_model\.num_epochs \(-1\.0\) must lie between"),
+    (["sft.optimizer.beta1=1"], r"^sft\.optimizer\.beta1 \(1\.0\) must lie between 0 and 1, 1 excluded; try 0\.9"),
+    (["sft.optimizer.floor=2"], r"^sft\.optimizer\.floor \(2\.0\) must lie between 0 and 1"),
+    (["sft.optimizer.warmup_fraction=nan"], r"^sft\.optimizer\.warmup_fraction \(nan\) must lie between 0 and 1"),
+    (["comparison.responses_per_prompt=1"], r"^comparison\.responses_per_prompt \(1\) must lie between 2 and 64"),
+    (["comparison.temperatures=[]"], r"^comparison\.temperatures \(\(\)\) must be one or more positive numbers"),
+    (["comparison.temperatures=[1,0]"], r"^comparison\.temperatures \(\(1\.0, 0\.0\)\) must be one or more positive"),
+    (["ppo.gamma=1.1"], r"^ppo\.gamma \(1\.1\) must lie between 0 and 1"),
+    (["ppo.lam=-0.1"], r"^ppo\.lam \(-0\.1\) must lie between 0 and 1"),
+    (["ppo.reward.score_clip=-1"], r"^ppo\.reward\.score_clip \(-1\.0\) must lie between 0 and"),
+    (["ppo.reward.missing_eos_penalty=-1"], r"^ppo\.reward\.missing_eos_penalty \(-1\.0\)"),
+    (
+        ["ppo.rollouts_per_step=96", "ppo.num_minibatches=7"],
+        r"^ppo\.num_minibatches \(7\) must divide ppo\.rollouts_per_step \(96\); try 6 or 8$",
+    ),
+    (
+        ["ppo.rollouts_per_step=96", "ppo.responses_per_prompt=5"],
+        r"^ppo\.responses_per_prompt \(5\) must divide ppo\.rollouts_per_step \(96\); try 4 or 6$",
+    ),
+    (
+        ["ppo.kl.controller=adaptive", "ppo.rollouts_per_step=100", "ppo.kl.horizon=20"],
+        r"^ppo\.kl\.horizon \(20\) must exceed a fifth of ppo\.rollouts_per_step \(100\), .*; try 10000$",
+    ),
+    (["training.zero_stage=4"], r"^training\.zero_stage \(4\) must lie between 0 and 3"),
+    (["training.offload_optimizer=true"], r"^training\.offload_optimizer \(True\) needs ZeRO .*zero_stage=2"),
+    (["training.lora.rank=-1"], r"^training\.lora\.rank \(-1\) must lie between 0 and 1024"),
+    (["training.lora.dropout=0.1"], r"^training\.lora\.dropout \(0\.1\) must be 0"),
+    (["training.lora.target_modules=[]"], r"^training\.lora\.target_modules \(\(\)\) must name at least one module"),
+    (
+        ["training.max_tokens_per_micro_batch=100"],
+        r"^training\.max_tokens_per_micro_batch \(100\) must hold at least one sequence of model\.max_length \(128\)",
+    ),
+    (["generation.gpu_memory_utilization=1.5"], r"^generation\.gpu_memory_utilization \(1\.5\) must lie above 0"),
+    (["generation.engine_args.model=x"], r"^generation\.engine_args \(\['model'\]\) must not set"),
+    (
+        ["generation.max_model_len=64"],
+        r"^generation\.max_model_len \(64\) must not be below model\.max_length \(128\); raise it",
+    ),
+    (["model.max_length=1024"], r"^model\.max_length \(1024\) must not exceed .*max_position_embeddings \(512\)"),
+    (["ppo.max_response_tokens=128"], r"^ppo\.max_response_tokens \(128\) must leave room for a prompt within model"),
+    (["evaluation.max_response_tokens=200"], r"^evaluation\.max_response_tokens \(200\) must leave room"),
+    (["model.scratch.num_heads=5"], r"^model\.scratch\.num_heads \(5\) must divide hidden_size \(128\)"),
+    (["model.scratch.num_key_value_heads=3"], r"^model\.scratch\.num_key_value_heads \(3\) must divide num_heads"),
+    (["model.scratch.vocab_size=100"], r"^model\.scratch\.vocab_size \(100\) must be at least 300"),
+    (
+        ["model.scratch.num_heads=8"],
+        r"^model\.scratch\.num_heads \(8\) gives heads of size hidden_size / num_heads = 16, and generators on a CPU",
+    ),
+    (["logging.wandb=offline", "logging.wandb_project=''"], r"^logging\.wandb_project \(''\) must be a name"),
+    (["data.world.num_entities=3"], r"^data\.world\.num_entities \(3\) must be at least 8"),
+    (["data.world.mix.verbose=2"], r"^data\.world\.mix\.verbose \(2\.0\) must be a share between 0 and 1"),
+)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: run\n")
+    return path
+
+
+@pytest.mark.parametrize("field", POSITIVE)
+def test_a_count_a_size_and_a_limit_must_be_positive(config_file: Path, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [f"{field}=0"])
+    assert str(caught.value).startswith(f"{field} (0")
+    assert "must be positive; give a number above 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", NOT_NEGATIVE)
+def test_a_weight_must_not_be_negative(config_file: Path, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, [f"{field}=-1"])
+    assert str(caught.value).startswith(f"{field} (-1")
+    assert "must not be negative; use 0 for none" in str(caught.value)
+
+
+def test_every_weight_may_be_zero(config_file: Path) -> None:
+    load_config(config_file, [f"{field}=0" for field in NOT_NEGATIVE])
+
+
+@pytest.mark.parametrize(("overrides", "message"), OTHER_RULES, ids=[" ".join(o) for o, _ in OTHER_RULES])
+def test_a_broken_rule_names_field_value_rule_and_remedy(config_file: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(config_file, overrides)
+
+
+def test_a_value_that_stands_in_two_sections_names_both(config_file: Path) -> None:
+    wrong = ["sft.optimizer.learning_rate=-1", "reward_model.optimizer.learning_rate=-1"]
+    with pytest.raises(ConfigError, match=r"sft\.optimizer\.learning_rate and reward_model\.optimizer\.learning_rate"):
+        load_config(config_file, wrong)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ppo.kl.controller=adaptive", "ppo.rollouts_per_step=100", "ppo.kl.horizon=21"],
+        ["ppo.kl.controller=fixed", "ppo.rollouts_per_step=100", "ppo.kl.horizon=1"],
+        ["sft.num_epochs=0", "reward_model.num_epochs=0"],
+        ["training.zero_stage=2", "training.offload_optimizer=true"],
+        ["model.scratch.num_heads=8", "device=cuda"],
+        ["model.path=some/model", "model.max_length=4096"],
+        ["generation.max_model_len=128"],
+    ],
+    ids=" ".join,
+)
+def test_what_lies_just_inside_the_rules_is_accepted(config_file: Path, overrides: list[str]) -> None:
+    load_config(config_file, overrides)
