@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from rlhf_ray.config.generation import GenerationConfig
+from rlhf_ray.engines.generation_lifetime import claim_ownership
 from rlhf_ray.errors import ConfigError, RlhfError, WeightSyncError
 from rlhf_ray.records import FinishReason, GenerationRequest, IntArray, Rollout, SamplingSettings
 from rlhf_ray.weight_sync.checksum import SyncReceipt
@@ -83,6 +84,7 @@ class GenerationEngine:
         _require_checkpoint(model_path)
         for name, value in engine_environment(device, config, backend).items():
             os.environ.setdefault(name, value)  # inherited by the engine's own process
+        claim_ownership()
         from vllm import AsyncEngineArgs, AsyncLLMEngine
 
         vllm_config = AsyncEngineArgs(**_engine_args(model_path, config, device, backend)).create_engine_config()

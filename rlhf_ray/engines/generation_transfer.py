@@ -1,7 +1,9 @@
 """Receiving weights inside an engine's worker processes.
 
 vLLM imports this module in each worker (``worker_extension_cls``) before it builds the model; importing it registers
-our receivers with vLLM's own weight-transfer interface. A receiver does three things that the engine does not:
+our receivers with vLLM's own weight-transfer interface and ties the worker's life to its owner's.
+
+A receiver does three things that the engine does not:
 
 1. it takes a digest of what arrived, so that the trainer can tell;
 2. it refuses to finish while a layer is incomplete, which the engine would fill with uninitialised memory;
@@ -28,6 +30,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
+from rlhf_ray.engines.generation_lifetime import end_with_owner
 from rlhf_ray.errors import WeightSyncError
 from rlhf_ray.weight_sync.buckets import view_slot
 from rlhf_ray.weight_sync.checksum import bucket_digest, device_bucket_digest, sync_digest
@@ -236,3 +239,4 @@ def _open_ipc_buffer(handle: dict[str, Any], nbytes: int, device_index: int) -> 
 
 for _name, _receiver in {"shared_memory": SharedMemoryReceiver, "nccl": NcclReceiver, "ipc": IpcReceiver}.items():
     WeightTransferEngineFactory.register_engine(f"rlhf_{_name}", _receiver)
+end_with_owner()
