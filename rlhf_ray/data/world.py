@@ -16,7 +16,7 @@ from rlhf_ray.data.world_prompts import build_lessons, build_prompts
 from rlhf_ray.data.world_rubric import grade
 from rlhf_ray.records import Demonstration, Ranking, TextPrompt
 
-WORLD_VERSION = 3  # raise it whenever a change of code changes the data
+WORLD_VERSION = 4  # raise it whenever a change of code changes the data
 
 
 class WorldTask(Task):

@@ -27,11 +27,11 @@ class Annotator:
 
 
 ANNOTATORS: tuple[Annotator, ...] = (
-    Annotator("ana", {"helpful": 0.4, "honest": 0.2, "harmless": 0.2, "concise": 0.2}, 0.00, 0.06, 0.06, 0.10),
-    Annotator("bo", {"helpful": 0.5, "honest": 0.1, "harmless": 0.2, "concise": 0.2}, 0.10, 0.09, 0.10, 0.12),
-    Annotator("cleo", {"helpful": 0.2, "honest": 0.4, "harmless": 0.2, "concise": 0.2}, 0.05, 0.07, 0.08, 0.10),
-    Annotator("dov", {"helpful": 0.4, "honest": 0.2, "harmless": 0.1, "concise": 0.3}, -0.05, 0.07, 0.08, 0.10),
-    Annotator("eli", {"helpful": 0.3, "honest": 0.3, "harmless": 0.3, "concise": 0.1}, 0.12, 0.12, 0.14, 0.14),
+    Annotator("ana", {"helpful": 0.4, "honest": 0.2, "harmless": 0.2, "concise": 0.2}, 0.00, 0.05, 0.03, 0.10),
+    Annotator("bo", {"helpful": 0.5, "honest": 0.1, "harmless": 0.2, "concise": 0.2}, 0.08, 0.08, 0.05, 0.12),
+    Annotator("cleo", {"helpful": 0.2, "honest": 0.4, "harmless": 0.2, "concise": 0.2}, 0.05, 0.06, 0.04, 0.10),
+    Annotator("dov", {"helpful": 0.4, "honest": 0.2, "harmless": 0.1, "concise": 0.3}, -0.05, 0.06, 0.04, 0.10),
+    Annotator("eli", {"helpful": 0.3, "honest": 0.3, "harmless": 0.3, "concise": 0.1}, 0.12, 0.09, 0.07, 0.14),
 )
 
 

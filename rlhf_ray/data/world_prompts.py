@@ -54,16 +54,32 @@ FRAMES: Mapping[str, Mapping[Split, tuple[str, ...]]] = {
         ),
     },
     "describe": {
-        "train": ("Describe {n}.", "Tell me about {n}.", "What should I know about {n}?", "Please tell me about {n}."),
-        "heldout": ("Please describe {n}.", "Can you tell me about {n}?"),
+        "train": (
+            "Describe {n}.",
+            "Can you describe {n}?",
+            "Tell me about {n}.",
+            "Please tell me about {n}.",
+            "What should I know about {n}?",
+        ),
+        "heldout": ("Please describe {n}.", "Can you tell me about {n}?", "I want to know about {n}."),
     },
     "list": {
-        "train": ("List {first} and {second} of {n}.", "Give me {first} and {second} of {n}."),
-        "heldout": ("Please list {first} and {second} of {n}.", "I need a list of {first} and {second} of {n}."),
+        "train": (
+            "List {first} and {second} of {n}.",
+            "Can you list {first} and {second} of {n}?",
+            "Give me {first} and {second} of {n}.",
+            "Please give me {first} and {second} of {n}.",
+        ),
+        "heldout": ("Please list {first} and {second} of {n}.", "Can you give me {first} and {second} of {n}?"),
     },
     "compare": {
-        "train": ("Compare {asked} of {n} and {other}.", "How do {n} and {other} differ in {asked}?"),
-        "heldout": ("Please compare {asked} of {n} and {other}.", "Can you compare {asked} of {n} and {other}?"),
+        "train": (
+            "Compare {asked} of {n} and {other}.",
+            "Please compare {asked} of {n} and {other}.",
+            "How do {n} and {other} differ in {asked}?",
+            "Tell me how {n} and {other} differ in {asked}.",
+        ),
+        "heldout": ("Can you compare {asked} of {n} and {other}?", "Do {n} and {other} differ in {asked}?"),
     },
     "deed": {
         "train": (
