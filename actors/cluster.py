@@ -67,7 +67,8 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def _joins_existing(config: ClusterConfig) -> bool:
-    inside_job = "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+    # A job on a cluster finds its address there; an http address is where jobs are sent, not a cluster to join.
+    inside_job = "RAY_JOB_ID" in os.environ or not os.environ.get("RAY_ADDRESS", "http").startswith("http")
     return config.address not in ("local", "auto_or_local") or (config.address == "auto_or_local" and inside_job)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -21,10 +21,10 @@ from rlhf_ray.metrics.evaluation import GradedResponse
 from rlhf_ray.metrics.memory import PeakMemory
 from rlhf_ray.metrics.report import terminal_summary
 from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
-from rlhf_ray.pipeline.context import Context
+from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.evaluation import evaluate_models
 from rlhf_ray.pipeline.report import write_all
-from rlhf_ray.pipeline.run import NAMES, run_stages
+from rlhf_ray.pipeline.run import load_finished, run_stages
 
 MEMORY_FILE = "peak_memory_bytes"
 
@@ -32,8 +32,8 @@ MEMORY_FILE = "peak_memory_bytes"
 async def run_until(config: RunConfig, *, until: str, report: bool, command: str) -> None:
     """Run the stages up to ``until``, then write the report where asked."""
     be_quiet()
-    store = _store(config)
     task = build_task(config.data)
+    store = open_store(config)
     print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
     with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)), PeakMemory() as memory:
         fleet = Fleet(config, resolve_device(config.device))
@@ -49,17 +49,18 @@ def report_again(config: RunConfig, *, command: str) -> None:
     """Write the report from the artefacts that are there."""
     store = ArtefactStore(Path(config.output_dir).resolve())
     context = Context(config, build_task(config.data), _NoFleet(), store, command)
-    _load_finished(context)
+    load_finished(context, "evaluation")
     _report(context, _remember_peak(store, 0))
 
 
 async def generate_responses(config: RunConfig, *, model: str, output: Path | None, command: str) -> None:
     """Sample, score and grade responses of one model, and write them as jsonl."""
-    store = _store(config)
+    be_quiet()
+    store, task = ArtefactStore(Path(config.output_dir).resolve()), build_task(config.data)
     with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)):
         fleet = Fleet(config, resolve_device(config.device))
-        context = Context(config, build_task(config.data), fleet, store, command)
-        _load_finished(context)
+        context = Context(config, task, fleet, store, command)
+        load_finished(context, "ppo" if model == "ppo" else "reward_model")
         path = str(context.results(model)["policy"]) if model in ("sft", "ppo") else model
         responses = (await evaluate_models(context, {model: path}))[model]
     target = output or store.root / "generations.jsonl"
@@ -70,8 +71,8 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
 def be_quiet() -> None:
     """Keep vendors' banners out of a run's output; their errors still come through."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; a trainer's own says what it has
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -92,30 +93,19 @@ def _row(response: GradedResponse) -> dict[str, object]:
 class _NoFleet:
     """For commands that start nothing."""
 
-    def scope(self) -> object:
+    def scope(self) -> AbstractAsyncContextManager[Scope]:
         raise ConfigError("command", "report", "starts no actors", "run `rlhf-ray pipeline` first")
 
 
-def _load_finished(context: Context) -> None:
-    for stage in NAMES:
-        artefact = context.store.read(stage)
-        if artefact is None:
-            raise ConfigError(
-                "output_dir",
-                str(context.store.root),
-                f"has no finished stage {stage!r}",
-                "run `rlhf-ray pipeline CONFIG` with the same output_dir first",
-            )
-        context.finished[stage] = artefact
-
-
-def _store(config: RunConfig) -> ArtefactStore:
+def open_store(config: RunConfig) -> ArtefactStore:
+    """Make the run's directory and write the resolved configuration there; ConfigError where that cannot be done."""
     root = Path(config.output_dir).resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(root / "config.yaml", to_yaml(config))
     except OSError as error:
-        raise ConfigError("output_dir", config.output_dir, f"cannot be written ({error.strerror})", "choose another") from error
+        reason = f"cannot be written ({error.strerror})"
+        raise ConfigError("output_dir", config.output_dir, reason, "choose another") from error
     return ArtefactStore(root)
 
 

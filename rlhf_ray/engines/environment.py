@@ -7,8 +7,7 @@ from rlhf_ray.config.generation import GenerationConfig
 
 def trainer_environment(device: str, threads: int) -> dict[str, str]:
     """For a trainer's rank: one GPU is device 0 of its process; on CPU DeepSpeed must not look for one."""
-    accelerator = {"DS_ACCELERATOR": "cpu"} if device == "cpu" else {}
-    return {**server_environment(device, threads), "LOCAL_RANK": "0", **accelerator}
+    return {**server_environment(device, threads), "LOCAL_RANK": "0", "DS_ACCELERATOR": device}
 
 
 def server_environment(device: str, threads: int) -> dict[str, str]:
