@@ -97,6 +97,7 @@ class GenerationEngine:
         self._policy_version = policy_version
         self._incoming_version: int | None = None
         self._failure: str | None = None
+        self._sampling: set[asyncio.Future[Rollout]] = set()
         self._request_ids = itertools.count()
 
     @property
@@ -121,10 +122,12 @@ class GenerationEngine:
         for request in requests:
             self._require_fit(request, settings)
         tasks = [asyncio.ensure_future(self._rollout(request, settings)) for request in requests]
+        self._sampling.update(tasks)
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
         finally:
+            self._sampling.difference_update(tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,6 +181,9 @@ class GenerationEngine:
         try:
             outputs = self._llm.generate(prompt, params, request_id=str(next(self._request_ids)))
             return [output async for output in outputs][-1]
+        except asyncio.CancelledError:
+            self._require_usable()  # cancelled by _fail: say why
+            raise
         except (EngineDeadError, EngineGenerateError) as error:
             raise GenerationError(f"the engine failed ({error.__cause__ or error}); restart it") from error
 
@@ -269,13 +275,19 @@ class GenerationEngine:
         if self._failure is not None:
             raise WeightSyncError(f"{self._failure}; nothing can be sampled: restart the engine")
 
+    def _fail(self, reason: str) -> None:
+        """Nothing can be sampled from now on: callers that wait for a paused engine are told, and not left waiting."""
+        self._failure = reason
+        for task in self._sampling:
+            task.cancel()
+
     @contextmanager
     def _failing_the_engine(self, verb: str) -> Iterator[None]:
         """Whatever interrupts a sync leaves layers half loaded: note it, so that nothing is sampled from them."""
         try:
             yield
         except BaseException as error:
-            self._failure = f"weight sync to policy version {self._incoming_version} failed in {verb}: {error}"
+            self._fail(f"weight sync to policy version {self._incoming_version} failed in {verb}: {error}")
             if isinstance(error, Exception):
                 raise WeightSyncError(f"{self._failure}; the engine stays paused and must be restarted") from error
             raise
@@ -292,9 +304,12 @@ class GenerationEngine:
     async def shutdown(self) -> None:
         """Stop the engine and its processes; the engine cannot be used afterwards. Blocks until they are gone."""
         if self._failure != _SHUT_DOWN:
-            self._failure = _SHUT_DOWN
+            self._fail(_SHUT_DOWN)
+            await asyncio.sleep(0)
             # On the loop's own thread: vLLM's output task must not run between the end of its process and its own.
             self._llm.shutdown()
+            # vLLM leaves the context of its sockets to the garbage collector.
+            self._llm.engine_core.resources.ctx.destroy(linger=0)
             del self._llm
 
 

@@ -25,11 +25,6 @@ from rlhf_ray.weight_sync.checksum import SyncReceipt, device_bucket_digest, syn
 from rlhf_ray.weight_sync.message import BucketMessage
 from rlhf_ray.weight_sync.shared_memory import BucketFile, bucket_directory, write_bucket
 
-# The engine's sockets are closed by the interpreter, which complains about it.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function Context.__del__:pytest.PytestUnraisableExceptionWarning"
-)
-
 VOCAB, EOS, CONTEXT = 300, 2, 512
 CONFIG = GenerationConfig(dtype="float32", max_model_len=CONTEXT, kv_cache_memory_mb=64)
 
@@ -288,7 +283,12 @@ def test_a_broadcast_bucket_is_loaded_only_if_its_bytes_are_those_announced() ->
 def test_an_engine_whose_sync_failed_stays_silent_until_it_is_restarted(served: Served) -> None:
     """The last test of an engine: a flipped byte for one, missing buckets for the other."""
 
+    waiting: list[asyncio.Future[Any]] = []
+
     async def break_sync() -> None:
+        settings = SamplingSettings(max_tokens=400)
+        waiting.append(asyncio.ensure_future(collect(served.engine, requests_of([4] * 8), settings)))
+        await asyncio.sleep(0.1)
         with bucket_directory() as directory:
             files = write_all(directory, served.model)
             await served.engine.begin_weight_sync(9)
@@ -303,6 +303,8 @@ def test_an_engine_whose_sync_failed_stays_silent_until_it_is_restarted(served: 
     fault = "arrived with digest" if not served.tied else "the sync is incomplete"
     with pytest.raises(WeightSyncError, match=f"{fault}.*must be restarted"):
         served.runner.run(break_sync())
+    with pytest.raises(WeightSyncError, match="nothing can be sampled: restart the engine"):
+        served.runner.run(asyncio.wait_for(waiting[0], timeout=10))
     with pytest.raises(WeightSyncError, match="nothing can be sampled: restart the engine"):
         served.generate(requests_of([4]), SamplingSettings())
     with pytest.raises(WeightSyncError, match="restart the engine"):
