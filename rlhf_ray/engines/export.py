@@ -1,7 +1,7 @@
 """A model's weights as the world names them: Hugging Face names, adapters merged, shards gathered.
 
-The same export feeds weight sync and checkpoints. Every rank must walk it, since under ZeRO-3 gathering is a collective;
-only as much as one entry is ever whole.
+The same export feeds weight sync and checkpoints. Every rank must walk it, since under ZeRO-3 gathering is a
+collective; only as much as one entry is ever whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The networks as every role sees them: token log-probabilities, token values, one score a sequence.
 
-Each module wraps one Hugging Face model and answers with per-token tensors under the alignment rule (records.py), so that
-no caller shifts an index. Only positions whose token counts pass through the vocabulary head: prompts never do.
+Each module wraps one Hugging Face model and answers with per-token tensors under the alignment rule (records.py), so
+that no caller shifts an index. Only positions whose token counts pass through the vocabulary head: prompts never do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
+from transformers.utils import logging as transformers_logging
 
 from rlhf_ray.algo.logprobs import entropy, token_logprobs
 from rlhf_ray.config.model import ModelConfig, ScratchConfig
@@ -35,56 +37,62 @@ Attention: TypeAlias = Literal["sdpa", "eager", "flash_attention_2"]
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class PolicyModule(nn.Module):
-    """A causal language model that answers with log-probabilities of the tokens that are there."""
+class WrappedModel(nn.Module):
+    """A Hugging Face model, perhaps with adapters, under a forward pass of ours."""
+
+    model: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+
+class PolicyModule(WrappedModel):
+    """A causal language model that answers with log-probabilities of the tokens that are there."""
 
     def forward(self, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Return ``(logprobs, entropies)``, both [B, S] fp32 and 0 where ``batch.mask`` is False.
 
-        Entropies carry no gradient unless ``with_entropy``.
+        Entropies cost another pass over the logits: without ``with_entropy`` they are all 0.
         """
-        hidden = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         counted = batch.mask[:, 1:]
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][counted])  # [N, V]
+        logits = self.model.get_output_embeddings()(hidden_states(self.model, batch)[:, :-1][counted])  # [N, V]
         targets = batch.input_ids[:, 1:][counted]
-        logprobs = token_logprobs(logits=logits, targets=targets, temperature=temperature)
-        with nullcontext() if with_entropy else torch.no_grad():
-            entropies = entropy(logits=logits, temperature=temperature)
-        return _scatter(logprobs, batch.mask), _scatter(entropies, batch.mask)
+        logprobs = _scatter(token_logprobs(logits=logits, targets=targets, temperature=temperature), batch.mask)
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
+        return logprobs, _scatter(entropy(logits=logits, temperature=temperature), batch.mask)
 
 
-class ValueModule(nn.Module):
+class ValueModule(WrappedModel):
     """A scalar-head model that answers with V(state just before each token)."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return values [B, S] fp32, 0 where ``batch.mask`` is False."""
-        hidden = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = hidden_states(self.model, batch)
         values = self.model.score(hidden[:, :-1][batch.mask[:, 1:]]).squeeze(-1).float()
         return _scatter(values, batch.mask)
 
 
-class RewardModule(nn.Module):
+class RewardModule(WrappedModel):
     """A scalar-head model that answers with one score a sequence, read at its last token."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return scores [B] fp32."""
-        hidden = backbone(self.model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = hidden_states(self.model, batch)
         last = batch.attention_mask.long().sum(dim=1) - 1
         rows = torch.arange(len(last), device=last.device)
         scores: Tensor = self.model.score(hidden[rows, last]).squeeze(-1).float()
         return scores
+
+
+def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """What the last layer gives for every position, [B, S, H]. No key-value cache is built."""
+    body = backbone(model)
+    hidden: Tensor = body(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    return hidden
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -103,19 +111,39 @@ def _scatter(values: Tensor, mask: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- load and save
 def load_causal(path: str, config: ModelConfig, dtype: torch.dtype, lora: LoraConfig | None = None) -> PreTrainedModel:
     """Load a causal language model, with fresh adapters where ``lora`` asks for them. Safetensors only."""
-    model = AutoModelForCausalLM.from_pretrained(path, **_load_arguments(config, dtype))
+    model = AutoModelForCausalLM.from_pretrained(path, **_load_arguments(path, config, dtype))
     return with_adapters(model, lora) if lora and lora.enabled else model
 
 
 def load_scalar(path: str, config: ModelConfig, dtype: torch.dtype, lora: LoraConfig | None = None) -> PreTrainedModel:
-    """Load a reward model or critic with one label. From a language model the head starts at zero: V and r begin at 0."""
+    """Load a reward model or critic with one label. From a language model the head is 0: V and r begin at 0."""
     fresh = not is_scalar_model(path, config)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **_load_arguments(config, dtype))
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
+    with _quiet_about_new_weights() if fresh else nullcontext():
+        arguments = _load_arguments(path, config, dtype)
+        arguments["config"].num_labels = 1
+        model = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
+    if model.config.pad_token_id is None:  # transformers' own forward wants one, even for a single sequence
+        model.config.pad_token_id = int(np.atleast_1d(model.config.eos_token_id)[0])
     if fresh:
-        nn.init.zeros_(model.score.weight)
+        own_part(model.score.weight).zero_()
     return with_adapters(model, lora) if lora and lora.enabled else model
+
+
+def own_part(parameter: nn.Parameter) -> Tensor:
+    """The elements that this rank holds: all of them, or its shard where ZeRO-3 has partitioned the parameter."""
+    part: Tensor = getattr(parameter, "ds_tensor", parameter).detach()
+    return part
+
+
+@contextmanager
+def _quiet_about_new_weights() -> Iterator[None]:
+    """Leave out transformers' report that the head is new: it is meant to be."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def is_scalar_model(path: str, config: ModelConfig) -> bool:
@@ -149,13 +177,22 @@ def load_tokenizer(path: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 
-def _load_arguments(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _load_arguments(path: str, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {
+        "config": without_dropout(load_config(path, config)),
         "dtype": dtype,
         "attn_implementation": config.attention,
         "trust_remote_code": config.trust_remote_code,
         "use_safetensors": True,
     }
+
+
+def without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """Set every dropout of a configuration to 0, in place: with it a policy would differ from what it sampled with."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+    return config
 
 
 def build_scratch(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -170,6 +207,7 @@ def build_scratch(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase, se
         num_key_value_heads=scratch.num_key_value_heads,
         max_position_embeddings=scratch.max_position_embeddings,
         tie_word_embeddings=scratch.tie_word_embeddings,
+        initializer_range=scratch.initializer_range,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -182,27 +220,35 @@ def build_scratch(scratch: ScratchConfig, tokenizer: PreTrainedTokenizerBase, se
 
 # ----------------------------------------------------------------------------------------------------------------- LoRA
 def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
-    """Freeze the model and add low-rank adapters to the modules that ``lora`` names."""
+    """Freeze the model and add low-rank adapters to the modules that ``lora`` names, the same ones on every rank.
+
+    Raises ConfigError where a name fits no linear layer of the transformer.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    present = {
+        name.rsplit(".", 1)[-1] for name, module in backbone(model).named_modules() if isinstance(module, nn.Linear)
+    }
     missing = [name for name in lora.target_modules if name not in present]
     if missing:
         raise ConfigError(
-            "training.lora.target_modules", missing, "names modules that the model lacks", f"choose from {sorted(present)}"
+            "training.lora.target_modules",
+            missing,
+            "names modules that the model lacks",
+            f"choose from {sorted(present)}",
         )
-    peft_config = PeftConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules), task_type="CAUSAL_LM"
-    )
-    adapted = get_peft_model(model, peft_config)
+    settings = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # ZeRO-3 partitions what each rank has drawn, without asking the others
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)  # a scalar head starts from nothing: it is trained whole
     return adapted
 
 
 @contextmanager
-def adapters_off(module: nn.Module) -> Iterator[None]:
+def adapters_off(module: WrappedModel) -> Iterator[None]:
     """The model before LoRA: the reference, without a second copy of the weights."""
     with module.model.disable_adapter():
         yield

@@ -1,4 +1,4 @@
-"""The frozen models: log-probabilities under the reference, scores under the reward model. Plain transformers forwards."""
+"""The frozen models, as plain transformers forwards: the reference's log-probabilities, the reward model's scores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class _FrozenEngine:
 
     @torch.inference_mode()
     def _map(
-        self, sequences: Sequence[TokenSequence], forward: Callable[[TokenBatch], Tensor], read: Callable[[Tensor, int], T]
+        self,
+        sequences: Sequence[TokenSequence],
+        forward: Callable[[TokenBatch], Tensor],
+        read: Callable[[Tensor, int], T],
     ) -> tuple[T, ...]:
         """Apply ``forward`` to all sequences; ``read(row of the output, index of the sequence)`` makes each result."""
         results: dict[int, T] = {}

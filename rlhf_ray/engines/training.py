@@ -1,18 +1,19 @@
 """One DeepSpeed engine: a module, its optimizer and the ranks that share them. The only file that imports deepspeed.
 
-Gradients are of sums over the *global* minibatch: a caller gives each micro-batch's loss as a sum and the weight of the whole
-minibatch, so that no split into ranks and micro-batches changes the step.
+Gradients are of sums over the *global* minibatch: a caller gives each micro-batch's loss as a sum and the weight of the
+whole minibatch, so that no split into ranks and micro-batches changes the step.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -21,15 +22,22 @@ from torch import Tensor, nn
 from rlhf_ray.algo.schedule import learning_rate_factor
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
 from rlhf_ray.engines.export import WeightExport
-from rlhf_ray.engines.models import DTYPES
+from rlhf_ray.engines.models import DTYPES, WrappedModel
 from rlhf_ray.engines.ranks import RankInfo
-from rlhf_ray.errors import NumericsError
+from rlhf_ray.errors import ConfigError, NumericsError
+
+# Gradients are reduced in buffers of this many elements (DeepSpeed's own 5e8 would be 2 GB in float32 for each engine).
+BUCKET_ELEMENTS = 50_000_000
+# ZeRO-3 leaves smaller parameters (norms, biases) whole on every rank: gathering them costs more than they do.
+WHOLE_PARAMETER_ELEMENTS = 10_000
 
 
 def join_group(info: RankInfo, config: TrainingConfig) -> None:
     """Join the trainer's process group: NCCL on GPUs, gloo on CPU. Blocks until every rank is there or time is up."""
     import deepspeed
 
+    # DeepSpeed calls what torch is about to rename, at every step: nothing that a user could do about.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
     host, _, port = info.address.rpartition(":")
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, RANK=str(info.rank), WORLD_SIZE=str(info.world_size))
     torch.set_num_threads(config.threads_per_rank)
@@ -73,23 +81,37 @@ def sharded_loading(config: TrainingConfig) -> Iterator[None]:
 
 
 def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
-    """DeepSpeed's dictionary for ``config``. Accumulation is ours: a step is a boundary whenever we call it."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    """DeepSpeed's dictionary for ``config``. Accumulation is ours: a step is a boundary whenever we call it.
+
+    In bfloat16 the optimizer's weights are float32, and under ZeRO 1 to 3 gradients are summed up in float32 too;
+    ZeRO 0 sums them up in bfloat16.
+    """
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if config.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 10_000
+        zero["stage3_param_persistence_threshold"] = WHOLE_PARAMETER_ELEMENTS
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": 0.0 if _is_plain(config) else config.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _is_plain(config: TrainingConfig) -> bool:
+    """Whether DeepSpeed hands the torch optimizer through as it is: then it neither reports nor checks the norm."""
+    return config.zero_stage == 0 and config.dtype == "float32"
 
 
 class TrainingEngine:
@@ -98,7 +120,7 @@ class TrainingEngine:
     def __init__(
         self,
         *,
-        module: nn.Module,
+        module: WrappedModel,
         info: RankInfo,
         config: TrainingConfig,
         optimizer: OptimizerConfig,
@@ -116,10 +138,13 @@ class TrainingEngine:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if config.lora.enabled:
                 module.model.enable_input_require_grads()
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._make_optimizer(trainable), config=deepspeed_config(config)
-        )
+        self._trainable = [p for p in module.parameters() if p.requires_grad]
+        self._plain_norm = math.nan
+        self._loss_check = torch.zeros((), device=info.torch_device)
+        adam = self._make_optimizer(self._trainable)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=deepspeed_config(config))
+        if _is_plain(config):
+            adam.register_step_pre_hook(self._clip_plain_gradients)
 
     def _make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         o = self.optimizer_config
@@ -132,7 +157,8 @@ class TrainingEngine:
         if self.config.offload_optimizer and self.info.device == "cuda":
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            return DeepSpeedCPUAdam(parameters, **arguments)
+            offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, **arguments)
+            return offloaded
         return torch.optim.AdamW(parameters, fused=self.info.device == "cuda", **arguments)
 
     # ---------------------------------------------------------------------------------------------------------- verbs
@@ -141,25 +167,39 @@ class TrainingEngine:
         return self.engine(*args, **kwargs)
 
     def backward(self, loss_sum: Tensor, global_weight: float) -> None:
-        """Add the gradient of ``loss_sum / global_weight``. DeepSpeed averages over ranks, so the mean is undone here."""
+        """Add the gradient of ``loss_sum / global_weight``. DeepSpeed averages over ranks: that is undone here."""
         loss = loss_sum * (self.info.world_size / max(global_weight, 1e-12))
-        if not torch.isfinite(loss):
-            raise NumericsError(f"loss is {loss.item()} in optimizer step {self.steps_taken + 1}")
+        self._loss_check += 0.0 * loss.detach()  # NaN from the first loss on that is not finite
         self.engine.backward(loss)
 
     def step(self) -> float:
-        """Clip, update, zero the gradients; return the gradient norm before clipping.
+        """Clip, update, zero the gradients; return the norm of the whole gradient before clipping.
 
-        Raises NumericsError when the norm is not finite: the weights are then of no more use.
+        Raises NumericsError on every rank when a loss of any rank or the norm is not finite; the weights are then
+        those of before the step.
         """
+        number = self.steps_taken + 1
+        if not math.isfinite(float(all_reduce_sum(self._loss_check))):
+            raise NumericsError(f"the loss is not finite in optimizer step {number}; the weights are left as they were")
         self._set_learning_rate()
         self.engine.step()
-        self.steps_taken += 1
-        norm = self.engine.get_global_grad_norm()
-        value = float(norm) if norm is not None else 0.0
-        if not math.isfinite(value):
-            raise NumericsError(f"gradient norm is {value} in optimizer step {self.steps_taken}")
-        return value
+        norm = self._plain_norm if _is_plain(self.config) else float(self.engine.get_global_grad_norm())
+        if not self.engine.was_step_applied() or not math.isfinite(norm):
+            self._refuse(number, norm)
+        self.steps_taken = number
+        return norm
+
+    def _clip_plain_gradients(self, *_: object) -> None:
+        """Clip as DeepSpeed does where it has an optimizer of its own; runs right before the update."""
+        limit = self.config.gradient_clipping or math.inf
+        self._plain_norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, limit))
+        if not math.isfinite(self._plain_norm):
+            self._refuse(self.steps_taken + 1, self._plain_norm)
+
+    def _refuse(self, number: int, norm: float) -> NoReturn:
+        raise NumericsError(
+            f"the gradient's norm is {norm} in optimizer step {number}; the weights are left as they were"
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -213,9 +253,13 @@ class TrainingEngine:
 
     def save_state(self, directory: Path, tag: str) -> None:
         """Write parameters and optimizer of every rank under ``directory/tag``; every rank must call it."""
-        self.engine.save_checkpoint(str(directory), tag=tag, client_state={"steps_taken": self.steps_taken}, save_latest=False)
+        self.engine.save_checkpoint(
+            str(directory), tag=tag, client_state={"steps_taken": self.steps_taken}, save_latest=False
+        )
 
     def load_state(self, directory: Path, tag: str) -> None:
-        """Restore what :meth:`save_state` wrote."""
+        """Restore what :meth:`save_state` wrote, with the same number of ranks. Raises ConfigError where it is not."""
+        if not (directory / tag).is_dir():
+            raise ConfigError("checkpoint", str(directory / tag), "holds no state of a trainer", "name a finished step")
         _, client_state = self.engine.load_checkpoint(str(directory), tag=tag)
         self.steps_taken = int(client_state["steps_taken"])

@@ -1,7 +1,7 @@
 """PPO on one rank: policy and critic learn from scored rollouts.
 
-The steps and their order are those of "Learning to summarize from human feedback" (Stiennon et al. 2020, section 3.4) and
-InstructGPT (Ouyang et al. 2022, section 3.5):
+The steps and their order are those of "Learning to summarize from human feedback" (Stiennon et al. 2020, section 3.4)
+and InstructGPT (Ouyang et al. 2022, section 3.5):
 
     1. old log-probabilities and values of the sampled tokens, before any update
     2. rewards: -kl_coef * KL(policy || reference) at each token, the score at the last
@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf_ray.algo.advantages import gae
-from rlhf_ray.algo.kl import kl_estimate
 from rlhf_ray.algo.losses import LossSums, language_modelling_loss, policy_loss, value_loss
 from rlhf_ray.algo.masked import mean_and_variance, moments, whiten
 from rlhf_ray.algo.rewards import clip_scores, penalise_missing_eos, shape_rewards, whiten_rewards
@@ -63,15 +63,27 @@ class PpoSpec:
     ppo: PpoConfig
 
     def build(self, info: RankInfo) -> PpoLearner:
-        updates = self.ppo.num_steps * self.ppo.num_epochs * self.ppo.num_minibatches
+        updates = self.ppo.num_epochs * self.ppo.num_minibatches  # of a step
+        policy_steps = max(self.ppo.num_steps - self.ppo.critic_warmup_steps, 1)
         dtype = DTYPES[self.training.dtype]
         with sharded_loading(self.training):
             policy = load_causal(self.policy_path, self.policy_model, dtype, self.training.lora)
             critic = load_scalar(self.critic_path, self.critic_model, dtype, self.training.lora)
-        common = {"info": info, "config": self.training, "num_steps": updates}
         return PpoLearner(
-            policy=TrainingEngine(module=PolicyModule(policy), optimizer=self.ppo.policy_optimizer, **common),
-            critic=TrainingEngine(module=ValueModule(critic), optimizer=self.ppo.critic_optimizer, **common),
+            policy=TrainingEngine(
+                module=PolicyModule(policy),
+                info=info,
+                config=self.training,
+                optimizer=self.ppo.policy_optimizer,
+                num_steps=policy_steps * updates,
+            ),
+            critic=TrainingEngine(
+                module=ValueModule(critic),
+                info=info,
+                config=self.training,
+                optimizer=self.ppo.critic_optimizer,
+                num_steps=self.ppo.num_steps * updates,
+            ),
             config=self.ppo,
         )
 
@@ -97,6 +109,7 @@ class PpoLearner:
             [self._experience(micro, rows, work, metrics) for micro in minibatch.micro_batches]
             for minibatch in work.minibatches
         ]
+        self._require_finite(experiences)
         experiences = self._with_advantages(experiences, metrics)
         for epoch in work.epochs:
             for index in epoch:
@@ -112,10 +125,9 @@ class PpoLearner:
         own = [rows[order] for order in orders]
         batch = collate([response_sequence(r.rollout.prompt_ids, r.rollout.response_ids) for r in own]).to(self.device)
         with self.policy.inference(), self.critic.inference():
-            old_logprobs, entropies = self.policy.forward(batch, self.config.temperature)
+            old_logprobs, entropies = self.policy.forward(batch, self.config.temperature, with_entropy=True)
             ref_logprobs = self._reference(own, batch)
             values = self.critic.forward(batch)
-        self._require_finite(old_logprobs, ref_logprobs, values)
         scores = torch.tensor([work.scores[order] for order in orders], device=self.device)
         rewards = shape_rewards(
             scores=self._shaped_scores(scores, own) if own else torch.zeros(1, device=self.device),
@@ -143,10 +155,12 @@ class PpoLearner:
             scores = clip_scores(scores=scores, limit=reward.score_clip)
         return penalise_missing_eos(scores=scores, finished=finished, penalty=reward.missing_eos_penalty)
 
-    def _require_finite(self, *tensors: Tensor) -> None:
-        for tensor in tensors:
-            if not torch.isfinite(tensor).all():
-                raise NumericsError("a log-probability or value of the sampled tokens is not finite")
+    def _require_finite(self, minibatches: Sequence[Sequence[Experience]]) -> None:
+        """Raise on every rank alike, or the others would wait for the one that has stopped."""
+        parts = [e.old_logprobs + e.ref_logprobs + e.values for minibatch in minibatches for e in minibatch]
+        check = all_reduce_sum(torch.stack([0.0 * part.sum() for part in parts]).sum())
+        if not torch.isfinite(check):
+            raise NumericsError("a log-probability or value of the sampled tokens is not finite")
 
     # ------------------------------------------------------------------------------------------------- 3: advantages
     def _with_advantages(self, minibatches: list[list[Experience]], metrics: MetricSums) -> list[list[Experience]]:
@@ -156,9 +170,7 @@ class PpoLearner:
                 minibatches,
                 lambda e: replace(
                     e,
-                    rewards=whiten_rewards(
-                        rewards=e.rewards, response_mask=e.batch.mask, mean=mean, variance=variance
-                    ),
+                    rewards=whiten_rewards(rewards=e.rewards, response_mask=e.batch.mask, mean=mean, variance=variance),
                 ),
             )
         minibatches = _mapped(minibatches, self._with_gae)
@@ -198,7 +210,7 @@ class PpoLearner:
         metrics.add("ppo/learning_rate", self.policy.learning_rate, 1)
         for experience in experiences:
             logprobs, entropies = self.policy.forward(
-                experience.batch, self.config.temperature, self.config.entropy_coef > 0
+                experience.batch, self.config.temperature, with_entropy=self.config.entropy_coef > 0
             )
             loss = policy_loss(
                 logprobs=logprobs,
@@ -208,8 +220,13 @@ class PpoLearner:
                 clip_ratio=self.config.clip_ratio,
             )
             objective = loss.loss - self.config.entropy_coef * entropies.sum()
-            self.policy.backward(objective + 0.0 * logprobs.sum(), minibatch.num_tokens)
-            _log_loss(metrics, "ppo/policy_loss", loss, {"clip_fraction": "clip_fraction", "approx_kl_k3": "approx_kl"})
+            self.policy.backward(objective, minibatch.num_tokens)
+            _log_loss(
+                metrics,
+                "ppo/policy_loss",
+                loss,
+                {"clip_fraction": "ppo/clip_fraction", "approx_kl_k3": "ppo/approx_kl"},
+            )
             metrics.maximum("ppo/ratio_max", float(loss.maxima["ratio_max"]))
         if minibatch.ptx is not None:
             self._pretraining_mix(minibatch.ptx, metrics)
@@ -221,7 +238,7 @@ class PpoLearner:
             batch = collate(rows).to(self.device)
             logprobs, _ = self.policy.forward(batch)
             loss = language_modelling_loss(logprobs=logprobs, mask=batch.mask)
-            self.policy.backward(self.config.ptx_coef * loss.loss + 0.0 * logprobs.sum(), work.num_tokens)
+            self.policy.backward(self.config.ptx_coef * loss.loss, work.num_tokens)
             metrics.add("ppo/ptx_loss", float(loss.loss.detach()), float(loss.weight))
 
     def _update_critic(self, experiences: Sequence[Experience], minibatch: PpoMinibatch, metrics: MetricSums) -> None:
@@ -235,8 +252,8 @@ class PpoLearner:
                 response_mask=experience.batch.mask,
                 value_clip=self.config.value_clip,
             )
-            self.critic.backward(loss.loss + 0.0 * values.sum(), minibatch.num_tokens)
-            _log_loss(metrics, "ppo/value_loss", loss, {"value_clip_fraction": "value_clip_fraction"})
+            self.critic.backward(self.config.vf_coef * loss.loss, minibatch.num_tokens)
+            _log_loss(metrics, "ppo/value_loss", loss, {"value_clip_fraction": "ppo/value_clip_fraction"})
         metrics.add("ppo/critic_grad_norm", self.critic.step(), 1)
 
     # -------------------------------------------------------------------------------------------------------- metrics
@@ -250,19 +267,19 @@ class PpoLearner:
         rewards: Tensor,
         metrics: MetricSums,
     ) -> None:
-        tokens = float(batch.mask.sum())
-        kl = kl_estimate(logprobs=logprobs, ref_logprobs=ref_logprobs, estimator="k1")
-        kl_sum = float(torch.where(batch.mask, kl, torch.zeros_like(kl)).double().sum())
+        engine = spread([r.rollout.rollout_logprobs for r in own], batch).to(self.device)
+        difference = (logprobs - engine).abs().double()
+        kl = torch.where(batch.mask, logprobs - ref_logprobs, torch.zeros_like(logprobs)).double()
+        sums = [batch.mask.sum().double(), kl.sum(), entropies.double().sum(), rewards.double().sum(), difference.sum()]
+        tokens, kl_sum, entropy, reward, off = torch.stack(sums).tolist()
         metrics.add("ppo/kl_per_token", kl_sum, tokens)
         metrics.add("ppo/kl_per_response", kl_sum, len(own))
-        metrics.add("ppo/entropy", float(entropies.double().sum()), tokens)
-        metrics.add("ppo/reward_mean", float(rewards.double().sum()), len(own))
-        engine = spread([r.rollout.rollout_logprobs for r in own], batch).to(self.device)
-        difference = (logprobs - engine).abs()
-        metrics.add("ppo/logprob_difference", float(difference.double().sum()), tokens)
+        metrics.add("ppo/entropy", entropy, tokens)
+        metrics.add("ppo/reward_mean", reward, len(own))
+        metrics.add("ppo/logprob_difference", off, tokens)
         metrics.maximum("ppo/logprob_difference_max", float(difference.max()))
-        padded, positions = batch.padding
-        metrics.add("ppo/padding_fraction", padded, positions)
+        if own:
+            metrics.add("ppo/padding_fraction", *batch.padding)
 
     def probe(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of tokens 1, 2, ... of a text at temperature 1; every rank must call it."""
@@ -298,10 +315,13 @@ class _Row:
 def _rows(blocks: Sequence[Sequence[Rollout] | ReferenceBlock]) -> dict[int, _Row]:
     """Rollouts by order, with their reference log-probabilities."""
     rows: dict[int, _Row] = {}
-    for rollouts, references in zip(blocks[0::2], blocks[1::2], strict=True):
-        per_rollout = [r.rollout_logprobs for r in rollouts] if isinstance(references, AdaptersOff) else references
-        for rollout, ref_logprobs in zip(rollouts, per_rollout, strict=True):
-            rows[rollout.order] = _Row(rollout, ref_logprobs)
+    for block, references in zip(blocks[0::2], blocks[1::2], strict=True):
+        rollouts = cast(Sequence[Rollout], block)
+        if isinstance(references, AdaptersOff):
+            rows |= {r.order: _Row(r, r.rollout_logprobs) for r in rollouts}  # the reference is computed here
+        else:
+            pairs = zip(rollouts, cast(Sequence[FloatArray], references), strict=True)
+            rows |= {r.order: _Row(r, ref_logprobs) for r, ref_logprobs in pairs}
     return rows
 
 
@@ -312,7 +332,8 @@ def _mapped(
 
 
 def _log_loss(metrics: MetricSums, name: str, loss: LossSums, others: Mapping[str, str]) -> None:
-    metrics.add(name, float(loss.loss.detach()), float(loss.weight))
-    for key, logged in others.items():
-        total, weight = loss.metrics[key]
-        metrics.add(f"ppo/{logged}", float(total), float(weight))
+    """Add a loss and some of its metrics (key -> logged name); one transfer from the device for all of them."""
+    sums = [(loss.loss.detach().double(), loss.weight), *(loss.metrics[key] for key in others)]
+    values = torch.stack([part for pair in sums for part in pair]).tolist()
+    for logged, total, weight in zip((name, *others.values()), values[0::2], values[1::2], strict=True):
+        metrics.add(logged, total, weight)

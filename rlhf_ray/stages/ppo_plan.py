@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.data.batching import plan_minibatches
+from rlhf_ray.data.batching import MinibatchPlan, plan_minibatches
 from rlhf_ray.records import RolloutSummary
 from rlhf_ray.stages.work import SequenceWork
 
@@ -59,26 +59,34 @@ def plan_ppo(
         seed=seed + step,
     )
     generator = np.random.default_rng([seed, step])
-    epochs = tuple(tuple(int(i) for i in generator.permutation(config.num_minibatches)) for _ in range(config.num_epochs))
+    epochs = [generator.permutation(config.num_minibatches).tolist() for _ in range(config.num_epochs)]
+    by_order = {s.order: score for s, score in zip(summaries, scores, strict=True)}
     works = []
     for rank in range(num_ranks):
-        minibatches = []
-        for index, minibatch in enumerate(plan.minibatches):
-            rows = [row for share in minibatch.ranks for micro in share.micro_batches for row in micro]
-            micro_batches = tuple(
-                tuple(summaries[row].order for row in micro) for micro in minibatch.ranks[rank].micro_batches
-            )
-            num_tokens = sum(summaries[row].response_length for row in rows)
-            minibatches.append(PpoMinibatch(micro_batches, num_tokens, ptx[index][rank] if ptx else None))
-        own = {order for m in minibatches for micro in m.micro_batches for order in micro}
+        minibatches = tuple(
+            _rank_share(minibatch, rank, summaries, ptx[index][rank] if ptx else None)
+            for index, minibatch in enumerate(plan.minibatches)
+        )
+        own = [order for minibatch in minibatches for micro in minibatch.micro_batches for order in micro]
         works.append(
             PpoWork(
                 step=step,
                 kl_coef=kl_coef,
                 train_policy=step > config.critic_warmup_steps,
-                minibatches=tuple(minibatches),
-                epochs=epochs,
-                scores={s.order: score for s, score in zip(summaries, scores, strict=True) if s.order in own},
+                minibatches=minibatches,
+                epochs=tuple(tuple(epoch) for epoch in epochs),
+                scores={order: by_order[order] for order in own},
             )
         )
     return tuple(works)
+
+
+def _rank_share(
+    minibatch: MinibatchPlan, rank: int, summaries: Sequence[RolloutSummary], ptx: SequenceWork | None
+) -> PpoMinibatch:
+    own = minibatch.ranks[rank].micro_batches
+    return PpoMinibatch(
+        micro_batches=tuple(tuple(summaries[row].order for row in rows) for rows in own),
+        num_tokens=sum(summaries[row].response_length for row in minibatch.rows),
+        ptx=ptx,
+    )

@@ -2,8 +2,8 @@
 
     loss = - log sigmoid(r_winner - r_loser), averaged over the pairs of a ranking, then over the rankings of the batch
 
-All K choose 2 pairs of a ranking share one batch element, so each response passes through the network once (InstructGPT,
-section 3.5). The score is read at the last token of the response.
+All K choose 2 pairs of a ranking share one batch element, so each response passes through the network once
+(InstructGPT, section 3.5). The score is read at the last token of the response.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RewardModelLearner:
             centering=self.centering,
             weights=torch.tensor(weights, device=scores.device),
         )
-        self.reward_model.backward(loss.loss + 0.0 * scores.sum(), num_rankings)
+        self.reward_model.backward(loss.loss, num_rankings)
         metrics.add("reward_model/loss", float(loss.loss.detach()), float(loss.weight))
         for name, key in (("accuracy", "accuracy"), ("margin", "score_margin")):
             total, weight = loss.metrics[key]
@@ -90,7 +90,7 @@ class RewardModelLearner:
 
     def score(self, work: RankingWork) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """Score every response of this rank's rankings: (index of the ranking, its K raw scores)."""
-        results = []
+        results: list[tuple[int, tuple[float, ...]]] = []
         with self.reward_model.inference():
             for rankings in work.micro_batches:
                 scores = iter(self._scores(rankings).tolist())

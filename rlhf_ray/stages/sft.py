@@ -1,6 +1,6 @@
 """Supervised fine-tuning: raise the likelihood of the demonstrations' responses, and of nothing else.
 
-    loss = - sum over response tokens of log p(token | tokens before it) / number of response tokens in the global batch
+loss = - sum over response tokens of log p(token | tokens before it) / number of response tokens in the global batch
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Models of a few thousand weights and ragged data for them, the same from the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from rlhf_ray.data.collate import TokenSequence
+from rlhf_ray.records import FinishReason, Rollout
+
+VOCABULARY = 61
+FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig}
+
+
+def tiny_config(family: str = "qwen2", *, tied: bool = True, **changes: Any) -> PretrainedConfig:
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.2,  # far from uniform, so that a mistake in a position shows
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "use_cache": False,
+    }
+    return FAMILIES[family](**(settings | changes))
+
+
+def causal_model(family: str = "qwen2", *, tied: bool = True, seed: int = 1, **changes: Any) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(tiny_config(family, tied=tied, **changes), dtype=torch.float32)
+
+
+def scalar_model(family: str = "qwen2", *, seed: int = 2, **changes: Any) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(
+            tiny_config(family, num_labels=1, **changes), dtype=torch.float32
+        )
+
+
+def saved(model: PreTrainedModel, directory: Path) -> str:
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+def sequences(count: int, *, seed: int = 0, longest: int = 20) -> list[TokenSequence]:
+    """Sequences of 3 to ``longest`` tokens, of which the later part counts."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        length = int(generator.integers(3, longest + 1))
+        mask = np.zeros(length, dtype=np.bool_)
+        mask[int(generator.integers(1, length)) :] = True
+        made.append(TokenSequence(generator.integers(2, VOCABULARY, length).astype(np.int32), mask))
+    return made
+
+
+def rollouts(count: int, *, seed: int = 0, longest_response: int = 9) -> list[Rollout]:
+    """Rollouts of ragged lengths, the last of one token only; orders are 0, 1, 2, ..."""
+    generator = np.random.default_rng(seed)
+    lengths = [*(int(n) for n in generator.integers(1, longest_response + 1, count - 1)), 1]
+    return [_rollout(order, length, generator) for order, length in enumerate(lengths)]
+
+
+def _rollout(order: int, length: int, generator: np.random.Generator) -> Rollout:
+    finished: FinishReason = "stop" if order % 3 else "length"
+    return Rollout(
+        rollout_id=f"p{order}/0",
+        prompt_id=f"p{order}",
+        order=order,
+        prompt_ids=generator.integers(2, VOCABULARY, int(generator.integers(2, 8))).astype(np.int32),
+        response_ids=generator.integers(2, VOCABULARY, length).astype(np.int32),
+        rollout_logprobs=np.full(length, -4.0, dtype=np.float32),
+        policy_versions=np.zeros(length, dtype=np.int32),
+        finish_reason=finished,
+        seed=order,
+    )
+
+
+def naive_logprobs(model: PreTrainedModel, token_ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+    """log p(token t | tokens < t) [S] of one sequence alone, 0 for the first: no batch, no padding, no shortcut."""
+    ids = torch.tensor([list(map(int, token_ids))])
+    logits = model(input_ids=ids).logits[0].float() / temperature
+    out = torch.zeros(ids.shape[1])
+    for t in range(1, ids.shape[1]):
+        out[t] = logits[t - 1].log_softmax(-1)[ids[0, t]]
+    return out
+
+
+def naive_values(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """V(state just before token t) [S] of one sequence alone, 0 for the first."""
+    ids = torch.tensor([list(map(int, token_ids))])
+    hidden = model.model(input_ids=ids).last_hidden_state[0]
+    values = model.score(hidden)[:, 0]
+    return torch.cat([torch.zeros(1), values[:-1]])
