@@ -1,0 +1,101 @@
+"""The whole chain with the real parts, small: Ray actors, vLLM, DeepSpeed, report; killed once and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "data.world.num_train_prompts=300",
+    "data.world.num_heldout_prompts=40",
+    "data.world.demonstrations_per_prompt=1",
+    "sft.num_epochs=0.2",
+    "comparison.num_prompts=24",
+    "comparison.num_heldout_prompts=12",
+    "reward_model.num_epochs=1",
+    "ppo.num_steps=2",
+    "ppo.rollouts_per_step=16",
+    "ppo.eval_every=1",
+    "ppo.eval_prompts=10",
+    "ppo.checkpoint_every=1",
+    "evaluation.num_prompts=20",
+    "generation.num_engines=2",
+)
+FINISHED_WITHIN_S = 400
+
+
+def start(output_dir: Path, log: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "launch.cli", "pipeline", "configs/quickstart.yaml", f"output_dir={output_dir}"]
+    with log.open("wb") as out:
+        return subprocess.Popen([*command, *SMALL, *overrides], cwd=CHECKOUT, stdout=out, stderr=subprocess.STDOUT)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + FINISHED_WITHIN_S
+    while not path.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def artefact(output_dir: Path, stage: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads((output_dir / stage / "artefact.json").read_text())
+    return content
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(2 * FINISHED_WITHIN_S)
+def test_a_killed_pipeline_resumes_at_the_stage_it_was_killed_in_and_ends_with_a_report(tmp_path: Path) -> None:
+    run, first, second, third = (tmp_path / name for name in ("run", "first.log", "second.log", "third.log"))
+    killed = start(run, first)
+    wait_for(run / "sft" / "artefact.json", killed, first)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    sft_before = artefact(run, "sft")
+
+    resumed = start(run, second)
+    assert resumed.wait(FINISHED_WITHIN_S) == 0, second.read_text()
+    said = second.read_text()
+    assert "Model and tokenizer: done before and unchanged" in said
+    assert "Supervised fine-tuning: done before and unchanged" in said
+    assert artefact(run, "sft") == sft_before
+    assert artefact(run, "ppo")["parents"] == {
+        name: artefact(run, name)["key"] for name in ("model", "sft", "reward_model")
+    }
+    assert_report_is_whole(run)
+
+    again = start(run, third)
+    assert again.wait(FINISHED_WITHIN_S) == 0, third.read_text()
+    assert third.read_text().count("done before and unchanged") == 6
+
+
+def assert_report_is_whole(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0.0 <= summary["gold"]["sft"]["mean"] <= 1.0
+    assert 0.0 <= summary["gold"]["ppo"]["mean"] <= 1.0
+    assert abs(summary["score"]["ppo"]["mean"]) < 100
+    assert 0.0 <= summary["reward_model"]["accuracy"] <= 1.0
+    assert 0.0 <= summary["reward_model"]["length_rule_accuracy"] <= 1.0
+    assert set(summary["seconds"]) == {"model", "sft", "comparison", "reward_model", "ppo", "evaluation"}
+    assert summary["peak_memory_bytes"] > 2**30
+    assert summary["seed"] == 0
+    steps = [json.loads(line) for line in (run / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(row["ppo/logprob_difference"] < 1e-3 for row in steps)
+    assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)  # the policy is the reference before its first update
+    assert all("gold/heldout_mean" in row for row in steps)
+    assert (run / "report" / "report.html").stat().st_size > 50_000
+
+
+def teardown_module() -> None:
+    left = [path for path in os.listdir("/dev/shm") if path.startswith("rlhf-weights-")]
+    assert left == []

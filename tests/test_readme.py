@@ -1,0 +1,44 @@
+"""Every command and every path that the README names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from launch.cli import app
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+README = (CHECKOUT / "README.md").read_text()
+COMMANDS = sorted({match.strip() for match in re.findall(r"^ {4}(rlhf-ray .*?)(?:\s+#.*)?$", README, re.MULTILINE)})
+SCRIPTS = sorted(set(re.findall(r"\./(launch/\w+\.sh)", README)))
+PATHS = sorted(set(re.findall(r"`((?:configs|benchmarks|launch|docs|tests|rlhf_ray|actors)/[\w./]+)`", README)))
+
+
+def test_the_readme_has_commands_for_every_stage() -> None:
+    named = {shlex.split(command)[1] for command in COMMANDS}
+    assert named == {"pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "submit"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    outcome = CliRunner().invoke(app, [*shlex.split(command)[1:], "--print-config"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "ppo:" in outcome.output
+
+
+@pytest.mark.parametrize("path", SCRIPTS + PATHS)
+def test_every_path_of_the_readme_exists(path: str) -> None:
+    assert (CHECKOUT / path).exists()
+
+
+def test_settings_that_the_readme_names_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    shown = CliRunner().invoke(app, ["pipeline", "configs/quickstart.yaml", "--print-config"]).output
+    sections = "model|training|generation|reference|reward_server|reward_model|sft|ppo"
+    for name in sorted(set(re.findall(rf"`((?:{sections})(?:\.\w+)+)", README))):
+        assert re.search(rf"^\s*{name.rsplit('.', 1)[-1]}:", shown, re.MULTILINE), name
