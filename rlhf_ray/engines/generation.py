@@ -11,13 +11,21 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlhf_ray.config.generation import GenerationConfig
 from rlhf_ray.engines.generation_lifetime import claim_ownership
+from rlhf_ray.engines.generation_settings import (
+    Device,
+    TransferBackend,
+    engine_args,
+    require_checkpoint,
+    require_cpu_head_size,
+    require_settings,
+    sampling_params,
+)
 from rlhf_ray.errors import ConfigError, RlhfError, WeightSyncError
 from rlhf_ray.records import FinishReason, GenerationRequest, IntArray, Rollout, SamplingSettings
 from rlhf_ray.weight_sync.checksum import SyncReceipt
@@ -25,10 +33,6 @@ from rlhf_ray.weight_sync.checksum import SyncReceipt
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine, CompletionOutput, SamplingParams
 
-Device: TypeAlias = Literal["cpu", "cuda"]
-TransferBackend: TypeAlias = Literal["shared_memory", "nccl", "ipc"]
-
-_MIN_TEMPERATURE = 0.01  # the engine raises anything between 0 and this to it
 _SHUT_DOWN = "the engine was shut down"
 _FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -81,15 +85,15 @@ class GenerationEngine:
         backend: TransferBackend = "shared_memory",
         policy_version: int = 0,
     ) -> None:
-        _require_checkpoint(model_path)
+        require_checkpoint(model_path)
         for name, value in engine_environment(device, config, backend).items():
             os.environ.setdefault(name, value)  # inherited by the engine's own process
         claim_ownership()
         from vllm import AsyncEngineArgs, AsyncLLMEngine
 
-        vllm_config = AsyncEngineArgs(**_engine_args(model_path, config, device, backend)).create_engine_config()
+        vllm_config = AsyncEngineArgs(**engine_args(model_path, config, device, backend)).create_engine_config()
         if device == "cpu":
-            _require_cpu_head_size(vllm_config.model_config.get_head_size())
+            require_cpu_head_size(vllm_config.model_config.get_head_size())
         self._llm: AsyncLLMEngine = AsyncLLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
         self._max_model_len: int = self._llm.model_config.max_model_len
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
@@ -118,7 +122,7 @@ class GenerationEngine:
         does not fit; WeightSyncError after a failed sync; GenerationError when the engine died.
         """
         self._require_usable()
-        _require_settings(settings, self._vocab_size)
+        require_settings(settings, self._vocab_size)
         for request in requests:
             self._require_fit(request, settings)
         tasks = [asyncio.ensure_future(self._rollout(request, settings)) for request in requests]
@@ -150,7 +154,7 @@ class GenerationEngine:
         return [float(at_position[token].logprob) for token, at_position in pairs]
 
     async def _rollout(self, request: GenerationRequest, settings: SamplingSettings) -> Rollout:
-        params = _sampling_params(settings, request.seed)
+        params = sampling_params(settings, request.seed)
         output = await self._final_output([int(token) for token in request.prompt_ids], params)
         completion = output.outputs[0]
         reason = _FINISH_REASONS.get(completion.finish_reason)
@@ -311,92 +315,3 @@ class GenerationEngine:
             # vLLM leaves the context of its sockets to the garbage collector.
             self._llm.engine_core.resources.ctx.destroy(linger=0)
             del self._llm
-
-
-def _engine_args(model_path: str, config: GenerationConfig, device: Device, backend: TransferBackend) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "model": model_path,
-        "skip_tokenizer_init": True,
-        "load_format": "safetensors",
-        "trust_remote_code": False,
-        "generation_config": "vllm",  # sampling follows our settings, not a file beside the weights
-        "dtype": config.dtype,
-        "max_model_len": config.max_model_len,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "distributed_executor_backend": "uni" if config.tensor_parallel_size == 1 else "mp",
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "kv_cache_memory_bytes": config.kv_cache_bytes(device),
-        "enforce_eager": config.runs_eagerly(device),
-        "max_num_seqs": config.max_num_seqs,
-        "seed": config.seed,
-        "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": f"rlhf_{backend}"},
-        "use_tqdm_on_load": False,
-        "worker_extension_cls": "rlhf_ray.engines.generation_transfer.TransferExtension",
-    }
-    if device == "cpu":
-        # A seeded request whose prompt is cut into chunks kills the engine: CPU generators cannot be set back.
-        arguments["enable_chunked_prefill"] = False
-    return arguments | dict(config.engine_args)
-
-
-def _sampling_params(settings: SamplingSettings, seed: int) -> SamplingParams:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        n=1,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        max_tokens=settings.max_tokens,
-        seed=seed,
-        stop_token_ids=list(settings.stop_token_ids),
-        ignore_eos=True,  # stop_token_ids says everything
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        skip_special_tokens=False,
-    )
-
-
-def _require_checkpoint(model_path: str) -> None:
-    directory = Path(model_path)
-    if not (directory / "config.json").is_file() or not list(directory.glob("*.safetensors")):
-        raise ConfigError(
-            "model_path",
-            model_path,
-            "must be a directory with config.json and weights in safetensors",
-            "download or convert the checkpoint first; pickled weights are not loaded",
-        )
-
-
-def _require_cpu_head_size(head_size: int) -> None:
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    supported = CPUAttentionBackend.get_supported_head_sizes()
-    if head_size not in supported:
-        raise ConfigError(
-            "model.head_dim", head_size, f"must be one of {supported} on a CPU", "use another model or number of heads"
-        )
-
-
-def _require_settings(settings: SamplingSettings, vocab_size: int) -> None:
-    temperature = settings.temperature
-    rules = [
-        (
-            "temperature",
-            temperature == 0 or temperature >= _MIN_TEMPERATURE,
-            f"must be 0 or at least {_MIN_TEMPERATURE}",
-        ),
-        ("top_p", 0 < settings.top_p <= 1, "must lie above 0 and not above 1"),
-        ("top_k", settings.top_k >= 0, "must not be negative"),
-        ("max_tokens", settings.max_tokens >= 1, "must be at least 1"),
-        (
-            "stop_token_ids",
-            all(0 <= token < vocab_size for token in settings.stop_token_ids),
-            f"must lie below the vocabulary's size, {vocab_size}",
-        ),
-    ]
-    for name, holds, rule in rules:
-        if not holds:
-            raise ConfigError(f"sampling.{name}", getattr(settings, name), rule, "change it")
