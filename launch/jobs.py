@@ -22,6 +22,7 @@ from rlhf_ray.metrics.memory import PeakMemory
 from rlhf_ray.metrics.report import terminal_summary
 from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
 from rlhf_ray.pipeline.context import Context, Scope
+from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.evaluation import evaluate_models
 from rlhf_ray.pipeline.report import write_all
 from rlhf_ray.pipeline.run import load_finished, run_stages
@@ -56,12 +57,15 @@ def report_again(config: RunConfig, *, command: str) -> None:
 async def generate_responses(config: RunConfig, *, model: str, output: Path | None, command: str) -> None:
     """Sample, score and grade responses of one model, and write them as jsonl."""
     be_quiet()
-    store, task = ArtefactStore(Path(config.output_dir).resolve()), build_task(config.data)
+    store = ArtefactStore(Path(config.output_dir).resolve())
+    context = Context(config, build_task(config.data), _NoFleet(), store, command)
+    load_finished(context, "ppo" if model == "ppo" else "reward_model")
+    if model in ("sft", "ppo"):
+        path = str(context.results(model)["policy"])
+    else:
+        path = str(checkpoint_directory(model, field="--model"))
     with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)):
-        fleet = Fleet(config, resolve_device(config.device))
-        context = Context(config, task, fleet, store, command)
-        load_finished(context, "ppo" if model == "ppo" else "reward_model")
-        path = str(context.results(model)["policy"]) if model in ("sft", "ppo") else model
+        context.fleet = Fleet(config, resolve_device(config.device))
         responses = (await evaluate_models(context, {model: path}))[model]
     target = output or store.root / "generations.jsonl"
     write_jsonl(target, (_row(response) for response in responses))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -47,11 +47,6 @@ def _schema() -> DictConfig:
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration, as ``load_config`` reads it."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A section as plain values, for hashing and records."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
@@ -99,7 +94,8 @@ def _translated(
     error: OmegaConfBaseException, source: str, tree: DictConfig | None = None, layer: DictConfig | None = None
 ) -> ConfigError:
     """An OmegaConf error in our form: field, value, rule, remedy."""
-    field = str(error.full_key or error.key or (_only_path(layer) if layer is not None else "?"))
+    key = error.key if isinstance(error.key, str) else None
+    field = error.full_key or key or _only_path(layer)
     if isinstance(error, ConfigKeyError) and tree is not None:
         names = _all_keys(tree)
         near = difflib.get_close_matches(field, names, n=1, cutoff=0.5)
@@ -113,7 +109,7 @@ def _translated(
 
 
 def _in_full(error: ConfigError, tree: DictConfig) -> ConfigError:
-    """The same error with the whole path of its field: a section knows its own part, and may stand in several places."""
+    """The same error with the whole path of its field: a section does not know where it stands, nor how often."""
     if OmegaConf.select(tree, error.field) is not None:
         return error
     name = error.field.rsplit(".", 1)[-1]
@@ -122,7 +118,7 @@ def _in_full(error: ConfigError, tree: DictConfig) -> ConfigError:
     return ConfigError(" and ".join(found) or error.field, error.value, error.rule, error.remedy)
 
 
-def _only_path(layer: DictConfig) -> str:
+def _only_path(layer: DictConfig | None) -> str:
     """The path down to where a layer has several keys or a value: for an override all of it."""
     path, node = [], cast(object, layer)
     while isinstance(node, DictConfig) and len(node) == 1:

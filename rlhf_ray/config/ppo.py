@@ -110,8 +110,8 @@ class PpoConfig:
             self.kl.controller == "fixed" or self.rollouts_per_step < 5 * self.kl.horizon,
             field="ppo.kl.horizon",
             value=self.kl.horizon,
-            rule=f"must exceed a fifth of ppo.rollouts_per_step ({self.rollouts_per_step}), or one step could bring the "
-            "coefficient to 0",
+            rule=f"must exceed a fifth of ppo.rollouts_per_step ({self.rollouts_per_step}), or one step could bring "
+            "the coefficient to 0",
             remedy=f"try {100 * self.rollouts_per_step}",
         )
         self._require_divisor("num_minibatches", self.num_minibatches)

@@ -1,7 +1,8 @@
 """What a stage leaves behind, and whether it may be used again.
 
-A stage's directory holds its files and, once it is done, ``artefact.json``: written last and atomically, so that a directory
-without it is unfinished work. The key is a hash of everything the result depends on.
+A stage's directory holds its files and, once it is done, ``artefact.json``: written last and atomically, so that a
+directory without it is unfinished work. The key is a hash of everything the result depends on. A run's directory may be
+moved or copied: paths in it are kept relative to it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.errors import DataError
+from rlhf_ray.errors import ConfigError, DataError
 
 ARTEFACT_FILE = "artefact.json"
 BEGUN_FILE = "begun.json"
+ROOT = "${output_dir}"  # stands for the run's directory in what is written
 
 
 @dataclass(frozen=True)
@@ -52,30 +54,29 @@ class ArtefactStore:
     def directory(self, stage: str) -> Path:
         return self.root / stage
 
-    def find(self, stage: str, key: str) -> Artefact | None:
-        """The finished artefact of ``stage`` with exactly this key, or None."""
-        artefact = self.read(stage)
-        return artefact if artefact is not None and artefact.key == key else None
-
     def read(self, stage: str) -> Artefact | None:
         """Whatever artefact ``stage`` has left; DataError where the file is damaged."""
         path = self.directory(stage) / ARTEFACT_FILE
         if not path.is_file():
             return None
         try:
-            return Artefact(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error}); delete the directory {path.parent} to do the stage again") from error
+            artefact = Artefact(**json.loads(path.read_text()))
+            results = {name: self._here(value) for name, value in artefact.results.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            remedy = f"delete the directory {path.parent} to do the stage again"
+            raise DataError(f"{path}: damaged ({error}); {remedy}") from error
+        return replace(artefact, results=results)
 
     def begin(self, stage: str, key: str) -> float:
         """Make the stage's directory ready and return the seconds that earlier attempts at this key took.
 
-        Unfinished work of the same key is kept, so that a stage may resume inside; anything else is removed.
+        Unfinished work of the same key is kept, so that a stage may resume inside; that of another key is removed.
+        Raises ConfigError where the directory holds something that no run has put there.
         """
         directory = self.directory(stage)
-        begun = directory / BEGUN_FILE
-        earlier = json.loads(begun.read_text()) if begun.is_file() else {}
+        earlier = _read_begun(directory / BEGUN_FILE)
         if earlier.get("key") != key and directory.exists():
+            self._require_own(directory)
             shutil.rmtree(directory)
             earlier = {}
         directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,37 @@ class ArtefactStore:
     def finish(self, artefact: Artefact) -> None:
         """Declare a stage done."""
         path = self.directory(artefact.stage) / ARTEFACT_FILE
-        write_atomically(path, json.dumps(asdict(artefact), indent=2, default=str))
+        results = {name: self._anywhere(value) for name, value in artefact.results.items()}
+        content = asdict(replace(artefact, results=results))
+        write_atomically(path, json.dumps(content, indent=2, default=str))
+
+    def _require_own(self, directory: Path) -> None:
+        own = (directory / BEGUN_FILE).exists() or (directory / ARTEFACT_FILE).exists()
+        if not own and any(directory.iterdir()):
+            raise ConfigError(
+                "output_dir",
+                str(self.root),
+                f"holds a directory {directory.name!r} that is not a run's, and a stage of that name would replace it",
+                "choose another output_dir",
+            )
+
+    def _anywhere(self, value: Any) -> Any:
+        return value.replace(str(self.root), ROOT, 1) if _is_below(value, str(self.root)) else value
+
+    def _here(self, value: Any) -> Any:
+        return value.replace(ROOT, str(self.root), 1) if _is_below(value, ROOT) else value
+
+
+def _is_below(value: Any, root: str) -> bool:
+    return isinstance(value, str) and value.startswith(f"{root}/")
+
+
+def _read_begun(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def now() -> str:

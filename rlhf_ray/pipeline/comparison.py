@@ -1,10 +1,10 @@
-"""Stage ``comparison``: people rank responses that the SFT model sampled, or their recorded judgements are taken over."""
+"""Stage ``comparison``: people rank responses that the SFT model sampled, or their recorded judgements are taken."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,9 +52,7 @@ async def _collect(context: Context, scope: Scope, generator: Generator, split: 
     )
     with progress(f"Sampling for comparison ({split})", len(requests), "response") as bar:
         for number, temperature in enumerate(config.temperatures):
-            settings = SamplingSettings(
-                temperature=temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids
-            )
+            settings = SamplingSettings(temperature=temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids)
             own = [r for r in requests if r.order % config.responses_per_prompt % len(config.temperatures) == number]
             for fetched in await sample(scope, generator, own, settings, bar):
                 for rollout in fetched.rollouts:
@@ -69,14 +67,14 @@ def _ranked(
     texts: Sequence[TextPrompt],
     by_prompt: dict[str, list[Rollout]],
 ) -> list[Ranking]:
-    rankings = []
+    rankings: list[Ranking] = []
     for prompt, text in zip(prompts, texts, strict=True):
         rollouts = sorted(by_prompt[prompt.prompt_id], key=lambda r: r.order)
         responses = [tools.decode(r.response_ids) for r in rollouts]
         tokens = tuple(tuple(int(t) for t in r.response_ids) for r in rollouts)
         seed = request_seed(context.config.seed, 103, prompt.order)
-        for ranking in context.task.rank(text, responses, seed):
-            rankings.append(Ranking(**{**_fields(ranking), "response_token_ids": tokens}))
+        judged = context.task.rank(text, responses, seed)
+        rankings += [replace(ranking, response_token_ids=tokens) for ranking in judged]
     return rankings
 
 
@@ -85,10 +83,6 @@ def _spread(prompts: Sequence[TextPrompt], count: int) -> list[TextPrompt]:
     if len(prompts) <= count:
         return list(prompts)
     return [prompts[i * len(prompts) // count] for i in range(count)]
-
-
-def _fields(ranking: Ranking) -> dict[str, Any]:
-    return {name: getattr(ranking, name) for name in Ranking.__dataclass_fields__}
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -2,48 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
-from rlhf_ray.engines.models import load_config
-from rlhf_ray.errors import ConfigError
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.data.task import Split
+from rlhf_ray.engines.models import load_config, load_tokenizer, local_checkpoint
+from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.text import TextTools
+from rlhf_ray.records import Ranking
 
 CHECKED = 20_000  # records of a kind; more are counted by the stage itself
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-def check_text(context: Context) -> list[str]:
-    """Tokenise what the stages will need and say what does not fit; raise DataError where nothing fits."""
+# ----------------------------------------------------------------------------------------------------------------- data
+def check_text(context: Context, stages: Collection[str]) -> list[str]:
+    """Tokenise what ``stages`` will need and say what does not fit; nothing is cut to fit.
+
+    Raises DataError where nothing fits, ConfigError where it is too little for the settings.
+    """
     tools, config = TextTools.of(context), context.config
-    lines = []
-    if config.sft.num_epochs > 0:
-        demonstrations = context.task.demonstrations("train")[:CHECKED]
-        _, too_long = tools.demonstrations(demonstrations)
-        lines.append(_count("demonstrations", demonstrations, too_long, f"model.max_length={config.model.max_length}"))
-    room = config.ppo.max_response_tokens
-    prompts = context.task.prompts("train")[:CHECKED]
-    _, _, too_long = tools.prompts(prompts, room=room)
-    lines.append(_count("prompts", prompts, too_long, f"model.max_length - ppo.max_response_tokens={room}"))
-    check_vocabulary(context)
-    return lines
+    lines: list[str] = []
+    if "sft" in stages and config.sft.num_epochs > 0:
+        lines += [_demonstrations(context, tools, split) for split in SPLITS]
+    if "comparison" in stages and not context.task.has_annotators:
+        require_apart(context.task.rankings("train"), context.task.rankings("heldout"))
+        lines += [_rankings(context, tools, split) for split in SPLITS]
+    elif "comparison" in stages:
+        lines += [_prompts(context, tools, split, config.ppo.max_response_tokens) for split in SPLITS]
+    if "reward_model" in stages:
+        check_vocabulary(context)
+    if "ppo" in stages:
+        lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens, config.ppo.prompts_per_step))
+        lines.append(_prompts(context, tools, "heldout", config.ppo.max_response_tokens))
+    if "evaluation" in stages:
+        lines.append(_prompts(context, tools, "heldout", config.evaluation.max_response_tokens))
+    return list(dict.fromkeys(lines))
+
+
+def _demonstrations(context: Context, tools: TextTools, split: Split) -> str:
+    items = context.task.demonstrations(split)[:CHECKED]
+    kept, too_long = tools.demonstrations(items)
+    return _count(split, "demonstrations", len(kept), too_long, f"model.max_length={tools.max_length}")
+
+
+def _rankings(context: Context, tools: TextTools, split: Split) -> str:
+    items = context.task.rankings(split)[:CHECKED]
+    kept, left_out = tools.rankings(items)
+    return _count(split, "rankings", len(kept), left_out, f"tied, or above model.max_length={tools.max_length}")
+
+
+def _prompts(context: Context, tools: TextTools, split: Split, room: int, at_least: int = 1) -> str:
+    items = context.task.prompts(split)[:CHECKED]
+    kept, _, too_long = tools.prompts(items, room=room)
+    if len(kept) < min(at_least, CHECKED):
+        raise ConfigError(
+            "ppo.rollouts_per_step",
+            context.config.ppo.rollouts_per_step,
+            f"asks for {at_least} different prompts a step, and {len(kept)} fit",
+            "lower it, raise ppo.responses_per_prompt, or bring more prompts",
+        )
+    return _count(split, "prompts", len(kept), too_long, f"model.max_length={tools.max_length} - {room} for a response")
+
+
+def require_apart(train: Sequence[Ranking], heldout: Sequence[Ranking]) -> None:
+    """Raise DataError where a prompt stands on both sides: held-out accuracy would mean nothing."""
+    shared = sorted({r.prompt_id for r in train} & {r.prompt_id for r in heldout})
+    if shared:
+        raise DataError(
+            f"{len(shared)} prompts stand in both the training and the held-out rankings, one is {shared[0]!r}; "
+            "split by prompt"
+        )
+
+
+def _count(split: Split, what: str, kept: int, left_out: int, limit: str) -> str:
+    name = {"train": "training", "heldout": "held-out"}[split]
+    return f"{kept} {name} {what}" + (f", {left_out} more do not fit and are left out ({limit})" if left_out else "")
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+def checkpoint_directory(path: str, *, field: str) -> Path:
+    """The directory of the checkpoint that ``field`` names: a directory, or a model of the hub that is fetched.
+
+    Raises ConfigError where there is none, or where it holds no weights in safetensors.
+    """
+    try:
+        directory = Path(local_checkpoint(path))
+    except ConfigError as error:
+        raise ConfigError(field, path, error.rule, error.remedy) from error
+    if not (directory / "config.json").is_file():
+        raise ConfigError(
+            field, path, "has no config.json", "give the directory that save_pretrained wrote, or a model's hub name"
+        )
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(p.name for pattern in PICKLED for p in directory.glob(pattern))
+        found = (
+            f"only pickled ones ({', '.join(pickled)}), which run code as they are read" if pickled else "none at all"
+        )
+        raise ConfigError(
+            field,
+            path,
+            f"must hold weights in safetensors, and has {found}",
+            "load it where you trust it and write it again with save_pretrained(..., safe_serialization=True)",
+        )
+    return directory
+
+
+def read_tokenizer(directory: Path, config: ModelConfig, *, field: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a checkpoint; ConfigError where there is none."""
+    try:
+        return load_tokenizer(str(directory), config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            field, str(directory), f"has no tokenizer that can be read ({reason:.200})", "save one beside the weights"
+        ) from error
+
+
+def check_policy(directory: Path, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    """Every token has an embedding, and ``model.max_length`` has positions."""
+    model = _read_config(directory, config, field="model.path")
+    _require_embeddings(tokenizer, model, field="model.path", value=str(config.path))
+    longest = getattr(model, "max_position_embeddings", None)  # a model may have no such limit
+    if longest is not None and config.max_length > longest:
+        raise ConfigError("model.max_length", config.max_length, f"must not exceed the model's {longest}", "lower it")
 
 
 def check_vocabulary(context: Context) -> None:
-    """A reward model must read the policy's tokens: same vocabulary, or it would score other text than was written."""
-    source = context.config.reward_model.initialise_from
+    """A reward model must read the policy's tokens: with another vocabulary it would score other text than was written.
+
+    The tokenizers are compared where the reward model has one, else the sizes: models of one family pad theirs.
+    """
+    source, field = context.config.reward_model.initialise_from, "reward_model.initialise_from"
     if source in ("sft", "base"):
         return
-    policy = load_config(context.results("model")["weights"], context.config.model)
-    reward: Any = load_config(source, context.config.model)
-    if reward.vocab_size != policy.vocab_size:
+    config = context.config.model
+    directory = checkpoint_directory(source, field=field)
+    reward = _read_config(directory, config, field=field)
+    policy = TextTools.of(context).tokenizer
+    _require_embeddings(policy, reward, field=field, value=source)
+    if any(directory.glob("tokenizer*")) or any(directory.glob("*.model")):
+        own = read_tokenizer(directory, config, field=field)
+        differing = len(set(own.get_vocab().items()) ^ set(policy.get_vocab().items()))
+        problem = f"has another vocabulary than the policy: {differing} tokens differ" if differing else ""
+    else:
+        size = load_config(str(context.results("model")["weights"]), config).vocab_size
+        problem = f"has {reward.vocab_size} tokens, the policy {size}" if reward.vocab_size != size else ""
+    if problem:
         raise ConfigError(
-            "reward_model.initialise_from",
+            field,
             source,
-            f"has a vocabulary of {reward.vocab_size}, the policy one of {policy.vocab_size}",
+            problem,
             "use a reward model with the policy's tokenizer, or train one from the SFT model (initialise_from: sft)",
         )
 
 
-def _count(what: str, items: Sequence[object], too_long: int, limit: str) -> str:
-    return f"{len(items)} {what}, {too_long} left out because they do not fit ({limit})"
+def _read_config(directory: Path, config: ModelConfig, *, field: str) -> PretrainedConfig:
+    try:
+        return load_config(str(directory), config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            field, str(directory), f"has a config.json that cannot be read ({reason:.200})", "check the checkpoint"
+        ) from error
+
+
+def _require_embeddings(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, *, field: str, value: str) -> None:
+    if len(tokenizer) > model.vocab_size:
+        raise ConfigError(
+            field,
+            value,
+            f"has {model.vocab_size} embeddings, and the policy's tokenizer {len(tokenizer)} tokens",
+            "resize the model's embeddings, or use the tokenizer that it was trained with",
+        )

@@ -1,4 +1,4 @@
-"""Stage ``evaluation``: the SFT and the PPO model answer the same held-out prompts, and are graded by the ground truth."""
+"""Stage ``evaluation``: SFT and PPO model answer the same held-out prompts, and the ground truth grades them."""
 
 from __future__ import annotations
 

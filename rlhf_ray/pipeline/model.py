@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rlhf_ray.data.chat import set_chat_template
 from rlhf_ray.data.task import Task
 from rlhf_ray.data.tokenizer import train_bpe_tokenizer
-from rlhf_ray.engines.models import build_scratch, load_tokenizer, local_checkpoint
+from rlhf_ray.engines.models import build_scratch
 from rlhf_ray.pipeline.context import Context
+from rlhf_ray.pipeline.door import check_policy, checkpoint_directory, read_tokenizer
 
 
 async def make_model(context: Context) -> dict[str, Any]:
     """Write ``model/``: a tokenizer with its chat template, and the path of the weights.
 
-    Raises ConfigError where the tokenizer has no chat template and none is configured, or no end-of-sequence token.
+    Raises ConfigError for a checkpoint without safetensors, tokenizer or room for ``model.max_length``, and where there
+    is no chat template or no end-of-sequence token.
     """
     config, directory = context.config.model, context.directory("model")
     if config.path is None:
@@ -24,8 +25,9 @@ async def make_model(context: Context) -> dict[str, Any]:
         path = directory / "weights"
         build_scratch(config.scratch, tokenizer, context.config.seed).save_pretrained(path)
     else:
-        path = Path(local_checkpoint(config.path))
-        tokenizer = load_tokenizer(str(path), config)
+        path = checkpoint_directory(config.path, field="model.path")
+        tokenizer = read_tokenizer(path, config, field="model.path")
+        check_policy(path, tokenizer, config)
     set_chat_template(tokenizer, config.chat_template)
     tokenizer.save_pretrained(directory / "tokenizer")
     return {"weights": str(path), "tokenizer": str(directory / "tokenizer"), "vocab_size": len(tokenizer)}

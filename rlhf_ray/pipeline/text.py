@@ -39,25 +39,24 @@ class TextTools:
 
     def demonstrations(self, items: Sequence[Demonstration]) -> tuple[list[TokenSequence], int]:
         """Tokenised demonstrations that fit, and how many did not."""
-        sequences = []
-        for item in items:
-            token_ids, mask = tokenize_demonstration(self.tokenizer, item.messages)
-            sequences.append(TokenSequence(token_ids, mask))
+        sequences = [TokenSequence(*tokenize_demonstration(self.tokenizer, item.messages)) for item in items]
         kept = [s for s in sequences if len(s) <= self.max_length]
-        return _some(kept, "demonstrations", self.max_length), len(sequences) - len(kept)
+        return _some(kept, items, "demonstrations", f"fits into {self.max_length} tokens"), len(items) - len(kept)
 
     def prompts(self, items: Sequence[TextPrompt], *, room: int) -> tuple[list[Prompt], list[TextPrompt], int]:
         """Tokenised prompts that leave ``room`` tokens for a response, the same as text, and how many did not fit."""
-        kept, texts = [], []
+        kept: list[Prompt] = []
+        texts: list[TextPrompt] = []
         for item in items:
             token_ids = tokenize_prompt(self.tokenizer, item.messages)
             if len(token_ids) + room <= self.max_length:
                 kept.append(Prompt(item.prompt_id, token_ids, order=len(kept), kind=item.kind))
                 texts.append(item)
-        return _some(kept, "prompts", self.max_length - room), texts, len(items) - len(kept)
+        _some(kept, items, "prompts", f"leaves {room} of {self.max_length} tokens for a response")
+        return kept, texts, len(items) - len(kept)
 
     def rankings(self, items: Sequence[Ranking]) -> tuple[list[TokenizedRanking], int]:
-        """Tokenised rankings that have a decided pair and fit, and how many were left out. ``index`` is into ``items``."""
+        """Tokenised rankings with a decided pair that fit, and how many were left out. ``index`` is into ``items``."""
         kept = []
         for index, item in enumerate(items):
             prompt = tokenize_prompt(self.tokenizer, item.messages)
@@ -65,7 +64,8 @@ class TextTools:
             if item.pairs and max(len(s) for s in sequences) <= self.max_length:
                 gaps = tuple(float(item.ranks[j] - item.ranks[i]) for i, j in item.pairs)
                 kept.append(TokenizedRanking(index, sequences, item.pairs, gaps))
-        return _some(kept, "rankings", self.max_length), len(items) - len(kept)
+        _some(kept, items, "rankings", f"has a decided pair and fits into {self.max_length} tokens")
+        return kept, len(items) - len(kept)
 
     def _responses(self, ranking: Ranking) -> list[IntArray]:
         if ranking.response_token_ids:
@@ -78,7 +78,10 @@ class TextTools:
         return text
 
 
-def _some(kept: list[T], what: str, limit: int) -> list[T]:
+def _some(kept: list[T], items: Sequence[object], what: str, does: str) -> list[T]:
+    """``kept``, or DataError where it is empty: there were none, or none ``does`` (fits into so many tokens)."""
+    if not items:
+        raise DataError(f"the data has no {what} where some are needed; add some, or hold out another share")
     if not kept:
-        raise DataError(f"no {what} fit into {limit} tokens (model.max_length); raise it or bring shorter ones")
+        raise DataError(f"none of {len(items)} {what} {does} (model.max_length); raise it or bring shorter ones")
     return kept

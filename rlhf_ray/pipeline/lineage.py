@@ -1,0 +1,97 @@
+"""What a stage's result depends on: which settings, and what lies in the files that settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.chat import TEMPLATES
+
+# How fast and how often something is done, where it is shown, when a run stops itself: no result depends on it.
+WITHOUT_EFFECT = (
+    "training.cpus_per_rank",
+    "training.gpus_per_rank",
+    "training.threads_per_rank",
+    "training.timeout_s",
+    "ppo.checkpoint_every",
+    "ppo.max_logprob_difference",
+    "evaluation.num_shown",
+)
+# Settings that name files of people's own: what counts is what lies in them.
+PATHS = ("model.path", "model.chat_template", "reward_model.initialise_from")
+NO_PATHS = (None, "sft", "base", "tokenizer", *TEMPLATES)
+WHOLLY_READ_BYTES = 2**24
+
+
+def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]:
+    """The seed and the settings in ``sections`` (``ppo``, ``ppo.max_response_tokens``) that a result depends on."""
+    tree = asdict(config)
+    settings: dict[str, Any] = {"seed": config.seed}
+    for section in sections:
+        value = _at(tree, section)
+        for path in _inside(section, WITHOUT_EFFECT):
+            _drop(value, path)
+        settings[section] = value
+        for path in _inside(section, PATHS):
+            named = _at(value, path)
+            if named not in NO_PATHS and (contents := fingerprint(named)):
+                settings[f"contents of {section}.{path}"] = contents
+    return settings
+
+
+def fingerprint(path: str) -> str:
+    """Hash of a file or directory; empty where ``path`` is neither, as the name of a model on the hub.
+
+    Files up to 16 MiB count by what is in them, larger ones (weights) by size and time of change.
+    """
+    root = Path(path)
+    if not root.exists():
+        return ""
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    digest = xxhash.xxh3_128()
+    for file in files:
+        state = file.stat()
+        small = state.st_size <= WHOLLY_READ_BYTES
+        digest.update(f"{file.relative_to(root)}\0{state.st_size}\0{0 if small else state.st_mtime_ns}\0".encode())
+        if small:
+            digest.update(file.read_bytes())
+    return str(digest.hexdigest())
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs, one line a setting: ``ppo.kl.coef: 0.05 -> 0.1``."""
+    old, new = dict(_flat(before)), dict(_flat(after))
+    return [
+        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _inside(section: str, paths: Sequence[str]) -> list[str]:
+    """Those of ``paths`` that lie in ``section``, from there on."""
+    return [path.removeprefix(f"{section}.") for path in paths if path.startswith(f"{section}.")]
+
+
+def _at(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _drop(tree: dict[str, Any], path: str) -> None:
+    *parents, name = path.split(".")
+    del (_at(tree, ".".join(parents)) if parents else tree)[name]
