@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.errors import RlhfError
 
@@ -26,18 +26,20 @@ async def answer(ref: Any, *, who: str, verb: str, timeout_s: float) -> Any:
     """
     try:
         return await asyncio.wait_for(ref, timeout_s)
-    except (TimeoutError, GetTimeoutError) as error:
-        raise ActorTimeoutError(
-            f"{who} has not finished '{verb}' within {timeout_s:g} s (cluster.actor_timeout_s); it may hang: look at its "
-            "stack with `py-spy dump`, or raise the limit when the work is only large"
-        ) from error
-    except RayTaskError as error:
+    except RayTaskError as error:  # first: what a task raises is a subclass of its cause too, of TimeoutError even
         cause = error.cause
         if isinstance(cause, RlhfError):
             raise cause from None
         raise RlhfError(f"{who} failed in '{verb}': {error}") from error
+    except (TimeoutError, GetTimeoutError) as error:
+        raise ActorTimeoutError(
+            f"{who} has not finished '{verb}' within {timeout_s:g} s (cluster.actor_timeout_s); it may hang: look at "
+            "its stack with `py-spy dump`, or raise the limit when the work is only large"
+        ) from error
     except RayActorError as error:
         raise ActorDiedError(f"{who} died in '{verb}': {error}") from error
+    except RayError as error:  # an object that was lost, an environment that could not be made, ...
+        raise RlhfError(f"{who} failed in '{verb}': {error}") from error
 
 
 async def answers(refs: list[Any], *, who: str, verb: str, timeout_s: float) -> list[Any]:

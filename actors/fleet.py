@@ -76,7 +76,9 @@ class Scope:
         """The ranks of the trainer, with the models of ``spec`` loaded."""
         config = self._config.training
         environment = trainer_environment(self._device, config.threads_per_rank)
-        ranks = await self._start(TrainerActor, {}, requirements.trainer(self._config, self._device), environment, "PACK")
+        ranks = await self._start(
+            TrainerActor, {}, requirements.trainer(self._config, self._device), environment, "PACK"
+        )
         group = TrainerGroup(ranks, config, device=self._device, timeout_s=self._timeout_s)
         await group.start(spec)
         return group
@@ -166,7 +168,10 @@ class Scope:
             return "shared_memory"
         if (wanted == "shared_memory") != (self._device == "cpu"):
             raise ConfigError(
-                "weight_sync.transport", wanted, f"does not work with device {self._device}", "use weight_sync.transport=auto"
+                "weight_sync.transport",
+                wanted,
+                f"does not work with device {self._device}",
+                "use weight_sync.transport=auto",
             )
         return wanted
 
@@ -209,8 +214,8 @@ class Scope:
             available = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
             asked = "; ".join(str(bundle) for bundle in wanted)
             raise PlacementError(
-                f"no room for {asked} within {limit:g} s (cluster.placement_timeout_s); free now: {available}. The cluster "
-                "is large enough, so something else holds its resources: see `ray status`"
+                f"no room for {asked} within {limit:g} s (cluster.placement_timeout_s); free now: {available}. The "
+                "cluster is large enough, so something else holds its resources: see `ray status`"
             )
         return group
 

@@ -138,7 +138,7 @@ class GeneratorGroup:
         running: dict[asyncio.Future[RolloutShard], tuple[int, int]] = {}
         try:
             while waiting or running:
-                while waiting and (engine := self._least_loaded(load)) is not None:
+                while waiting and (engine := self._engine_for(len(waiting[0]), load)) is not None:
                     shard = waiting.popleft()
                     load[engine] += len(shard)
                     running[asyncio.ensure_future(self._shard(engine, shard, settings))] = (engine, len(shard))
@@ -151,9 +151,10 @@ class GeneratorGroup:
             for task in running:
                 task.cancel()
 
-    def _least_loaded(self, load: Sequence[int]) -> int | None:
+    def _engine_for(self, size: int, load: Sequence[int]) -> int | None:
+        """The engine with the least to do, if ``size`` more fit there; an idle one takes a shard of any size."""
         engine = min(range(len(load)), key=lambda i: (load[i], i))
-        return engine if load[engine] < self._max_running else None
+        return engine if load[engine] == 0 or load[engine] + size <= self._max_running else None
 
     async def _shard(
         self, engine: int, requests: Sequence[GenerationRequest], settings: SamplingSettings

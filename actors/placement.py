@@ -1,9 +1,10 @@
-"""From the configuration to Ray bundles, by arithmetic alone: who needs what, and whether the cluster can ever give it."""
+"""From the configuration to Ray bundles, by arithmetic alone: who needs what, and can the cluster ever give it?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_ray.errors import PlacementError
 
@@ -47,10 +48,10 @@ def assign(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, str]
     Raises PlacementError when the empty cluster could not hold them all: it says what is asked, what exists, and which
     settings to change. First-fit decreasing, so a request that fits only by a cleverer packing is refused as well.
     """
-    free = {node.name: [node.cpus, node.gpus] for node in nodes}
+    free = [(node.name, [node.cpus, node.gpus]) for node in nodes]  # two nodes may share an address
     placed: dict[Bundle, str] = {}
     for bundle in sorted(wanted, key=lambda b: (-b.gpus, -b.cpus, b.role, b.index)):
-        for name, room in free.items():
+        for name, room in free:
             if room[0] + 1e-9 >= bundle.cpus and room[1] + 1e-9 >= bundle.gpus:
                 room[0] -= bundle.cpus
                 room[1] -= bundle.gpus
@@ -95,12 +96,11 @@ def _by_role(wanted: Sequence[Bundle]) -> list[tuple[str, int, str]]:
     ]
 
 
-def nodes_from_ray(rows: Iterable[Mapping[str, object]]) -> tuple[Node, ...]:
+def nodes_from_ray(rows: Iterable[Mapping[str, Any]]) -> tuple[Node, ...]:
     """Living nodes from ``ray.nodes()``."""
     living = []
     for row in rows:
         if row["Alive"]:
-            resources: Mapping[str, float] = row["Resources"]  # type: ignore[assignment]
-            name = str(row["NodeManagerAddress"])
+            resources, name = row["Resources"], str(row["NodeManagerAddress"])
             living.append(Node(name, float(resources.get("CPU", 0)), float(resources.get("GPU", 0))))
     return tuple(living)

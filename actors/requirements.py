@@ -9,7 +9,12 @@ from rlhf_ray.config.run import RunConfig
 def trainer(config: RunConfig, device: str) -> tuple[Bundle, ...]:
     t = config.training
     return bundles(
-        "trainer", count=t.num_ranks, cpus=t.cpus_per_rank, gpus=t.gpus_per_rank, device=device, field="training.num_ranks"
+        "trainer",
+        count=t.num_ranks,
+        cpus=t.cpus_per_rank,
+        gpus=t.gpus_per_rank,
+        device=device,
+        field="training.num_ranks",
     )
 
 

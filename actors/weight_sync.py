@@ -35,7 +35,9 @@ class FleetWeightSync:
 
     async def open(self, *, backend: str, dtype: str, bucket_bytes: int, workers_per_engine: int) -> None:
         """Prepare both halves and let them meet; once a run."""
-        sizes = await self._of_ranks("open_sync", [r.open_sync.remote(backend, dtype, bucket_bytes) for r in self._ranks])
+        sizes = await self._of_ranks(
+            "open_sync", [r.open_sync.remote(backend, dtype, bucket_bytes) for r in self._ranks]
+        )
         self._num_buckets, self._num_bytes = sizes[0]
         address = (await self._of_ranks("free_address", [self._ranks[0].free_address.remote()]))[0]
         host, _, port = address.rpartition(":")

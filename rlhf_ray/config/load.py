@@ -131,8 +131,8 @@ def _only_path(layer: DictConfig | None) -> str:
 def _all_keys(tree: DictConfig, prefix: str = "") -> list[str]:
     """Every known key, those of sections that are not there included."""
     keys: list[str] = []
-    for key in tree:
-        node = tree._get_node(str(key))
+    for key in map(str, tree):
+        node = tree._get_node(key)
         keys.append(f"{prefix}{key}")
         if isinstance(node, DictConfig) and node._is_none() and is_dataclass(node._metadata.ref_type):
             keys += [f"{prefix}{key}.{part.name}" for part in fields(node._metadata.ref_type)]

@@ -43,7 +43,7 @@ def test_a_key_does_not_depend_on_the_order_in_which_things_are_named() -> None:
     assert one == two
 
 
-# ------------------------------------------------------------------------------------------------------ begin and finish
+# ----------------------------------------------------------------------------------------------------- begin and finish
 def test_a_stage_is_not_done_until_it_is_finished(store: ArtefactStore) -> None:
     store.begin("sft", "k1")
     (store.directory("sft") / "weights").write_text("w")

@@ -1,0 +1,249 @@
+"""Groups of actors: who gets what, and that nothing depends on who is fast."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.groups import GeneratorGroup, PpoTrainerGroup, ReferenceGroup, RewardModelGroup, TrainerGroup
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.training import TrainingConfig
+from rlhf_ray.engines.ranks import RankInfo
+from rlhf_ray.errors import RlhfError
+from rlhf_ray.metrics.sums import MetricSums
+from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings
+from rlhf_ray.roles import RolloutShard, ScoredShard
+from tests.actors.fakes import FakeHandle
+
+SETTINGS = SamplingSettings()
+
+
+def requests(count: int) -> list[GenerationRequest]:
+    prompt = np.zeros(2, dtype=np.int32)
+    return [GenerationRequest(f"r{i}", f"p{i}", i, prompt, seed=i) for i in range(count)]
+
+
+def summary(order: int) -> RolloutSummary:
+    return RolloutSummary(f"r{order}", f"p{order}", order, 2, 1 + order % 5, "stop", 1)
+
+
+class Engine:
+    """Takes ``seconds`` for a shard; notes what it was given and how much it had at a time."""
+
+    def __init__(self, seconds: float = 0.001, fails_at: int = -1) -> None:
+        self.seconds, self.fails_at = seconds, fails_at
+        self.shards: list[list[int]] = []
+        self.running = self.most_running = 0
+        self.cancelled = 0
+
+    async def generate(self, given: Sequence[GenerationRequest], settings: SamplingSettings) -> Any:
+        orders = [request.order for request in given]
+        self.shards.append(orders)
+        self.running += len(orders)
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= len(orders)
+        if self.fails_at in orders:
+            raise RlhfError("out of memory")
+        return f"rollouts {orders[0]}", tuple(summary(order) for order in orders)
+
+
+def group_of(engines: Sequence[Engine], *, shard_size: int, max_running: int = 1000) -> GeneratorGroup:
+    handles = [FakeHandle(engine) for engine in engines]
+    return GeneratorGroup(handles, shard_size=shard_size, max_running=max_running, timeout_s=5)
+
+
+async def gathered(group: GeneratorGroup, given: Sequence[GenerationRequest]) -> list[RolloutShard]:
+    return [shard async for shard in group.generate(given, SETTINGS)]
+
+
+# ----------------------------------------------------------------------------------------------------------- generators
+async def test_every_request_comes_back_exactly_once_in_shards_cut_by_order() -> None:
+    mixed = random.Random(1).sample(requests(10), 10)
+    engines = [Engine(0.003), Engine(0.001)]
+    shards = await gathered(group_of(engines, shard_size=4), mixed)
+    cuts = sorted([s.order for s in shard.summaries] for shard in shards)
+    assert cuts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert sorted(engines[0].shards + engines[1].shards) == cuts
+
+
+async def test_the_cut_does_not_depend_on_the_number_of_engines() -> None:
+    for count in (1, 2, 3):
+        shards = await gathered(group_of([Engine() for _ in range(count)], shard_size=4), requests(10))
+        assert sorted([s.order for s in shard.summaries] for shard in shards) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+async def test_a_shard_is_given_out_as_soon_as_it_is_there() -> None:
+    engines = [Engine(0.2), Engine(0.001)]
+    first = await anext(group_of(engines, shard_size=2).generate(requests(4), SETTINGS))
+    assert [s.order for s in first.summaries] == [2, 3]
+    assert await first.rollouts == "rollouts 2"
+
+
+async def test_each_shard_goes_to_the_engine_with_the_least_to_do() -> None:
+    slow, fast = Engine(0.12), Engine(0.01)
+    await gathered(group_of([slow, fast], shard_size=1, max_running=1), requests(8))
+    assert slow.shards == [[0]]
+    assert fast.shards == [[order] for order in range(1, 8)]
+
+
+async def test_engines_share_evenly_before_any_has_finished() -> None:
+    engines = [Engine(0.01), Engine(0.01), Engine(0.01)]
+    await gathered(group_of(engines, shard_size=2), requests(12))
+    assert [engine.shards for engine in engines] == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
+
+
+async def test_an_engine_never_has_more_than_it_may_run() -> None:
+    engines = [Engine(), Engine()]
+    await gathered(group_of(engines, shard_size=4, max_running=10), requests(80))
+    assert [engine.most_running for engine in engines] == [8, 8]
+
+
+async def test_a_shard_larger_than_the_limit_still_runs_alone() -> None:
+    engine = Engine()
+    await gathered(group_of([engine], shard_size=6, max_running=4), requests(12))
+    assert engine.most_running == 6
+
+
+async def test_a_failing_shard_ends_the_wait_and_names_its_engine() -> None:
+    engines = [Engine(60), Engine(0.01, fails_at=2)]
+    with pytest.raises(RlhfError, match="out of memory"):
+        await gathered(group_of(engines, shard_size=2), requests(8))
+    await asyncio.sleep(0.01)
+    assert engines[0].cancelled == 2
+    assert all(task is asyncio.current_task() for task in asyncio.all_tasks())
+
+
+async def test_nothing_to_sample_gives_nothing() -> None:
+    assert await gathered(group_of([Engine()], shard_size=2), []) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- trainer
+class Rank:
+    """Notes every call."""
+
+    def __init__(self, number: int, calls: list[tuple[Any, ...]]) -> None:
+        self.number, self.calls = number, calls
+
+    def free_address(self) -> str:
+        return f"10.0.0.{self.number}:400{self.number}"
+
+    def build(self, spec: Any, info: RankInfo) -> None:
+        self.calls.append(("build", spec, info.rank, info.world_size, info.address, info.device))
+
+    def update(self, work: Any, *blocks: Any) -> MetricSums:
+        self.calls.append(("update", self.number, work, blocks))
+        sums = MetricSums()
+        sums.add("loss", total=10.0 * (self.number + 1), weight=1 + 3 * self.number)
+        return sums
+
+    def score(self, work: Any) -> list[tuple[int, tuple[float, ...]]]:
+        return [(index, (float(index), 0.5)) for index in work]
+
+    def probe(self, token_ids: list[int]) -> list[float]:
+        return [-float(self.number)] * len(token_ids)
+
+
+def trainer_of(num_ranks: int) -> tuple[TrainerGroup, list[tuple[Any, ...]]]:
+    calls: list[tuple[Any, ...]] = []
+    ranks = [FakeHandle(Rank(number, calls)) for number in range(num_ranks)]
+    return TrainerGroup(ranks, TrainingConfig(num_ranks=num_ranks), device="cpu", timeout_s=5), calls
+
+
+async def test_all_ranks_join_at_the_address_of_the_first() -> None:
+    group, calls = trainer_of(2)
+    await group.start("spec")
+    assert calls == [("build", "spec", 0, 2, "10.0.0.0:4000", "cpu"), ("build", "spec", 1, 2, "10.0.0.0:4000", "cpu")]
+
+
+async def test_a_mean_over_ranks_weighs_each_item_once() -> None:
+    group, calls = trainer_of(2)
+    sums = await group.update(["work 0", "work 1"])
+    assert sums.means() == {"loss": pytest.approx((10.0 + 20.0) / (1 + 4))}
+    assert [call[1:3] for call in calls] == [(0, "work 0"), (1, "work 1")]
+
+
+async def test_a_work_list_must_have_one_element_a_rank() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        await trainer_of(2)[0].update(["work 0"])
+
+
+async def test_scores_of_all_ranks_come_back_by_index() -> None:
+    assert await trainer_of(2)[0].score([[0, 2], [1]]) == {0: (0.0, 0.5), 2: (2.0, 0.5), 1: (1.0, 0.5)}
+
+
+async def test_the_probe_is_answered_by_the_first_rank_and_run_by_all() -> None:
+    assert await trainer_of(3)[0].probe([1, 2]) == [0.0, 0.0]
+
+
+# ------------------------------------------------------------------------------------------------------------------ PPO
+def scored(first: int, count: int) -> ScoredShard:
+    orders = range(first, first + count)
+    summaries = tuple(summary(order) for order in orders)
+    return ScoredShard(summaries, f"rollouts {first}", f"ref {first}", tuple(order / 8 for order in orders))
+
+
+async def ppo_calls(shards: Sequence[ScoredShard], num_ranks: int) -> list[tuple[Any, ...]]:
+    group, calls = trainer_of(num_ranks)
+    config = PpoConfig(rollouts_per_step=8, num_minibatches=2)
+    await PpoTrainerGroup(group, config, seed=0, demonstrations=lambda step: ()).update(
+        step=1, shards=shards, kl_coef=0.1
+    )
+    return calls
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+async def test_what_the_ranks_are_given_does_not_depend_on_the_order_of_arrival(num_ranks: int) -> None:
+    shards = [scored(0, 3), scored(3, 3), scored(6, 2)]
+    expected = await ppo_calls(shards, num_ranks)
+    assert await ppo_calls([shards[2], shards[0], shards[1]], num_ranks) == expected
+
+
+async def test_a_rank_is_sent_the_shards_that_hold_its_rollouts_and_their_scores() -> None:
+    shards = [scored(order, 1) for order in range(8)]
+    calls = await ppo_calls(shards, 2)
+    owned = [set(work.scores) for _, _, work, _ in calls]
+    assert owned[0] | owned[1] == set(range(8))
+    assert not owned[0] & owned[1]
+    for (_, _, work, blocks), orders in zip(calls, owned, strict=True):
+        assert blocks == tuple(ref for order in sorted(orders) for ref in (f"rollouts {order}", f"ref {order}"))
+        assert work.scores == {order: order / 8 for order in orders}
+
+
+# -------------------------------------------------------------------------------------------------------------- servers
+class Server:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def score(self, rollouts: str) -> tuple[float, ...]:
+        if rollouts == "broken":
+            raise RlhfError("a NaN score")
+        return (float(self.number),)
+
+    def logprobs(self, rollouts: str) -> str:
+        return f"{self.number} {rollouts}"
+
+
+async def test_replicas_take_turns() -> None:
+    handles = [FakeHandle(Server(number)) for number in range(3)]
+    rewards, references = RewardModelGroup(handles, timeout_s=5), ReferenceGroup(handles)
+    shard = RolloutShard((summary(0),), "block")
+    scores = [(await rewards.score(shard))[0] for _ in range(6)]
+    assert sorted(scores[:3]) == sorted(scores[3:]) == [0.0, 1.0, 2.0]
+    assert len({await (await references.logprobs(shard)) for _ in range(3)}) == 3
+
+
+async def test_a_reward_model_that_fails_is_heard() -> None:
+    rewards = RewardModelGroup([FakeHandle(Server(0))], timeout_s=5)
+    with pytest.raises(RlhfError, match="a NaN score"):
+        await rewards.score(RolloutShard((summary(0),), "broken"))

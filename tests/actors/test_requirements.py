@@ -1,0 +1,60 @@
+"""What each stage needs at the same time, read off the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from actors import requirements
+from actors.placement import Bundle, total
+from rlhf_ray.config.generation import GenerationConfig
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.serving import ServerConfig
+from rlhf_ray.config.training import LoraConfig, TrainingConfig
+
+CONFIG = replace(
+    RunConfig(),
+    training=TrainingConfig(num_ranks=4, cpus_per_rank=2.0),
+    generation=GenerationConfig(num_engines=2, tensor_parallel_size=2, cpus_per_engine=3.0),
+    reference=ServerConfig(num_replicas=1, cpus_per_replica=1.0),
+    reward_server=ServerConfig(num_replicas=3, cpus_per_replica=0.5, gpus_per_replica=0.5),
+)
+
+
+def roles(wanted: tuple[Bundle, ...]) -> list[str]:
+    return [bundle.role for bundle in wanted]
+
+
+def test_each_stage_needs_the_roles_that_it_starts() -> None:
+    stages = {name: sorted(set(roles(wanted))) for name, wanted in requirements.stages(CONFIG, "cuda").items()}
+    assert stages == {
+        "sft": ["trainer"],
+        "comparison": ["generator"],
+        "reward_model": ["trainer"],
+        "ppo": ["generator", "reference", "reward_model", "trainer"],
+        "evaluation": ["generator", "reference", "reward_model"],
+    }
+
+
+def test_resources_add_up_on_gpus_and_no_gpu_is_asked_for_without_them() -> None:
+    on_gpus, on_cpus = requirements.stages(CONFIG, "cuda"), requirements.stages(CONFIG, "cpu")
+    assert total(on_gpus["ppo"]) == (4 * 2 + 2 * 3 + 1 + 3 * 0.5, 4 * 1 + 2 * 2 + 1 + 3 * 0.5)
+    assert total(on_cpus["ppo"]) == (4 * 2 + 2 * 3 + 1 + 3 * 0.5, 0.0)
+    assert total(on_gpus["comparison"]) == (6.0, 4.0)
+
+
+def test_an_engine_takes_a_gpu_for_each_of_its_ranks_unless_told_otherwise() -> None:
+    shared = replace(CONFIG, generation=GenerationConfig(gpus_per_engine=0.25))
+    assert [bundle.gpus for bundle in requirements.generators(CONFIG, "cuda")] == [2.0, 2.0]
+    assert [bundle.gpus for bundle in requirements.generators(shared, "cuda")] == [0.25]
+
+
+def test_with_adapters_ppo_needs_no_reference_server_and_evaluation_does() -> None:
+    lora = replace(CONFIG, training=TrainingConfig(lora=LoraConfig(rank=8)))
+    assert "reference" not in roles(requirements.stages(lora, "cuda")["ppo"])
+    assert roles(requirements.stages(lora, "cuda")["evaluation"]).count("reference") == 1
+
+
+def test_every_bundle_names_a_setting_that_exists() -> None:
+    for bundle in requirements.stages(CONFIG, "cuda")["ppo"]:
+        section, name = bundle.field.split(".")
+        assert getattr(getattr(CONFIG, section), name) >= 1

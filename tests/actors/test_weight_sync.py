@@ -1,0 +1,155 @@
+"""A weight sync: the order of its verbs, and that nothing but the weights that were sent is accepted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from actors.weight_sync import FleetWeightSync
+from rlhf_ray.errors import WeightSyncError
+from tests.actors.fakes import FakeHandle
+
+BUCKETS = 2
+
+
+class Rank:
+    def __init__(self, number: int, events: list[str]) -> None:
+        self.name, self.events = f"rank {number}", events
+        self.logprobs = [-1.0, -2.0]
+
+    def open_sync(self, backend: str, dtype: str, bucket_bytes: int) -> tuple[int, int]:
+        self.events.append(f"{self.name} open {backend} {dtype} {bucket_bytes}")
+        return BUCKETS, 80
+
+    def free_address(self) -> str:
+        return "10.0.0.1:4000"
+
+    def join_sync(self, group: Any) -> None:
+        self.events.append(f"{self.name} join")
+
+    def begin_sync(self) -> None:
+        self.events.append(f"{self.name} begin")
+
+    def offer_bucket(self, index: int) -> Mapping[str, int]:
+        self.events.append(f"{self.name} offer {index}")
+        return {"bucket": index}
+
+    async def transmit_bucket(self, index: int) -> None:
+        await asyncio.sleep(0)
+        self.events.append(f"{self.name} transmit {index}")
+
+    def release_bucket(self, index: int) -> None:
+        self.events.append(f"{self.name} release {index}")
+
+    def sync_digest(self, version: int) -> str:
+        return f"digest of {version}"
+
+    def probe(self, token_ids: Sequence[int]) -> list[float]:
+        return self.logprobs
+
+
+class Engine:
+    def __init__(self, number: int, events: list[str]) -> None:
+        self.name, self.events = f"engine {number}", events
+        self.logprobs = [-1.0, -2.0]
+        self.received: list[int] = []
+        self.loses: int | None = None
+
+    def init_weight_sync(self, init_info: Mapping[str, Any]) -> None:
+        self.events.append(f"{self.name} init")
+
+    def begin_weight_sync(self, version: int) -> None:
+        self.received = []
+        self.events.append(f"{self.name} begin {version}")
+
+    async def receive_weights(self, update_info: Mapping[str, int]) -> None:
+        await asyncio.sleep(0.001)
+        if update_info["bucket"] != self.loses:
+            self.received.append(update_info["bucket"])
+        self.events.append(f"{self.name} receive {update_info['bucket']}")
+
+    def finish_weight_sync(self, version: int, expected_digest: str) -> None:
+        if (self.received, expected_digest) != (list(range(BUCKETS)), f"digest of {version}"):
+            raise WeightSyncError(f"{self.name} received other weights than were sent")
+        self.events.append(f"{self.name} finish {version}")
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        self.events.append(f"{self.name} probe")
+        return self.logprobs
+
+
+class Fleet:
+    def __init__(self, *, num_ranks: int = 1, num_engines: int = 1) -> None:
+        self.events: list[str] = []
+        self.ranks = [Rank(number, self.events) for number in range(num_ranks)]
+        self.engines = [Engine(number, self.events) for number in range(num_engines)]
+        self.sync = FleetWeightSync(
+            ranks=[FakeHandle(rank) for rank in self.ranks],
+            engines=[FakeHandle(engine) for engine in self.engines],
+            probe=[5, 6],
+            tolerance=0.01,
+            timeout_s=5,
+        )
+
+    async def open(self) -> Fleet:
+        await self.sync.open(backend="shared_memory", dtype="float32", bucket_bytes=64, workers_per_engine=1)
+        return self
+
+
+async def test_both_halves_are_opened_before_the_first_sync() -> None:
+    fleet = await Fleet(num_engines=2).open()
+    assert fleet.events == [
+        "rank 0 open shared_memory float32 64",
+        "rank 0 join",
+        "engine 0 init",
+        "engine 1 init",
+    ]
+
+
+async def test_a_sync_pauses_sends_each_bucket_verifies_and_probes_in_this_order() -> None:
+    fleet = await Fleet().open()
+    fleet.events.clear()
+    report = await fleet.sync.sync(3)
+    assert fleet.events == [
+        "rank 0 begin",
+        "engine 0 begin 3",
+        *("rank 0 offer 0", "rank 0 transmit 0", "engine 0 receive 0", "rank 0 release 0"),
+        *("rank 0 offer 1", "rank 0 transmit 1", "engine 0 receive 1", "rank 0 release 1"),
+        "engine 0 finish 3",
+        "engine 0 probe",
+    ]
+    assert (report.version, report.digest, report.num_bytes) == (3, "digest of 3", 80)
+
+
+async def test_a_bucket_is_released_only_when_every_engine_has_it() -> None:
+    fleet = await Fleet(num_ranks=2, num_engines=3).open()
+    await fleet.sync.sync(1)
+    for index in range(BUCKETS):
+        last_received = max(fleet.events.index(f"engine {engine} receive {index}") for engine in range(3))
+        first_released = min(fleet.events.index(f"rank {rank} release {index}") for rank in range(2))
+        assert last_received < first_released
+
+
+async def test_an_engine_that_lost_a_bucket_is_not_used() -> None:
+    fleet = await Fleet(num_engines=2).open()
+    fleet.engines[1].loses = 0
+    with pytest.raises(WeightSyncError, match="engine 1 received other weights than were sent"):
+        await fleet.sync.sync(1)
+    assert not any(event.endswith("probe") for event in fleet.events)
+
+
+@pytest.mark.parametrize("logprobs", [[-1.0, -2.02], [-1.0, float("nan")]])
+async def test_an_engine_that_answers_other_numbers_is_named(logprobs: list[float]) -> None:
+    fleet = await Fleet(num_engines=2).open()
+    fleet.engines[1].logprobs = logprobs
+    with pytest.raises(WeightSyncError, match=r"^generator 1 holds version 4 by checksum, yet .* \(tolerance 0\.01\)"):
+        await fleet.sync.sync(4)
+
+
+async def test_a_difference_within_the_tolerance_is_accepted() -> None:
+    fleet = await Fleet().open()
+    fleet.engines[0].logprobs = [-1.005, -2.0]
+    assert (await fleet.sync.sync(1)).version == 1
