@@ -47,7 +47,8 @@ class Fleet:
         self.device = device
 
     def require_room(self) -> None:
-        """Raise PlacementError in no time when a stage could never be placed."""
+        """Raise in no time what would stop a later stage: PlacementError, or ConfigError for a transport."""
+        Scope(self.config, self.device).sync_backend()
         nodes = living_nodes()
         for wanted in requirements.stages(self.config, self.device).values():
             assign(wanted, nodes)

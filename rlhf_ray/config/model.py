@@ -12,7 +12,7 @@ from rlhf_ray.config.checks import require, require_positive
 class ScratchConfig:
     """Shape of a model that is built from a config, with a tokenizer trained on the task's own text."""
 
-    architecture: Literal["qwen2", "llama"] = "qwen2"
+    architecture: Literal["llama", "qwen2"] = "llama"
     vocab_size: int = 1024
     hidden_size: int = 128
     intermediate_size: int = 384

@@ -115,6 +115,7 @@ def checkpoint_directory(path: str, *, field: str) -> Path:
 
 def read_tokenizer(directory: Path, config: ModelConfig, *, field: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside a checkpoint; ConfigError where there is none."""
+    _read_config(directory, config, field=field)  # first: a tokenizer's class follows from it
     try:
         return load_tokenizer(str(directory), config)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -131,6 +132,23 @@ def check_policy(directory: Path, tokenizer: PreTrainedTokenizerBase, config: Mo
     longest = getattr(model, "max_position_embeddings", None)  # a model may have no such limit
     if longest is not None and config.max_length > longest:
         raise ConfigError("model.max_length", config.max_length, f"must not exceed the model's {longest}", "lower it")
+
+
+def check_reread(
+    directory: Path, tokenizer: PreTrainedTokenizerBase, config: ModelConfig, texts: Sequence[str]
+) -> None:
+    """Whoever loads the checkpoint later gets the tokenizer that it was trained with.
+
+    For some model types transformers replaces the class that a tokenizer was saved with, and with it how text is cut.
+    """
+    reread = load_tokenizer(str(directory), config)
+    if len(reread) != len(tokenizer) or any(reread.encode(text) != tokenizer.encode(text) for text in texts):
+        raise ConfigError(
+            "model.scratch.architecture",
+            config.scratch.architecture,
+            f"makes transformers read the tokenizer back as a {type(reread).__name__}, which cuts text otherwise",
+            "use model.scratch.architecture=llama",
+        )
 
 
 def check_vocabulary(context: Context) -> None:
