@@ -21,8 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement learning from human feedback on Ray, vLLM and DeepSpeed.",
 )
-Config = Annotated[Path, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.path=value.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, for example configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Settings to change.", show_default=False)
+]
 Print = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
 

@@ -1,0 +1,149 @@
+"""The command line: every command takes a file and settings, and an error is one line on standard error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from launch.cli import app
+from rlhf_ray.config.load import load_config, to_yaml
+
+COMMANDS = ("pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "submit")
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A run of two steps in a directory of its own."""
+    path = tmp_path / "small.yaml"
+    path.write_text(f"name: small\noutput_dir: {tmp_path}/run\nppo: {{num_steps: 2}}\n")
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def error_of(result: Result) -> str:
+    """The one line that a refused command says."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip()
+
+
+# ------------------------------------------------------------------------------------------------------- every command
+def test_these_are_the_commands() -> None:
+    assert sorted(command.callback.__name__ for command in app.registered_commands if command.callback) == sorted(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_shows_the_configuration_that_it_would_use(command: str, config_file: Path, tmp_path: Path) -> None:
+    done = run(command, config_file, "ppo.num_steps=3", "seed=9", "--print-config")
+    assert done.exit_code == 0
+    assert done.stdout == to_yaml(load_config(config_file, ["ppo.num_steps=3", "seed=9"]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_shown_can_be_given_back(command: str, config_file: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(run(command, config_file, "--print-config").stdout)
+    assert run(command, shown, "--print-config").stdout == shown.read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("arguments", [["ppo.num_step=3"], ["--print-config", "ppo.num_step=3"]])
+def test_a_misspelt_key_is_told_by_every_command(command: str, arguments: Sequence[str], config_file: Path) -> None:
+    message = error_of(run(command, config_file, *arguments))
+    assert message == ("error: ppo.num_step ('ppo.num_step=3') is not a known key; did you mean ppo.num_steps?")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_file_is_told_with_its_neighbours(command: str, config_file: Path) -> None:
+    message = error_of(run(command, config_file.with_name("smal.yaml")))
+    assert message.endswith(f"smal.yaml') is not a file; did you mean {config_file}?")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(command: str) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert "CONFIG" in done.stdout
+    assert "--print-config" in done.stdout
+
+
+def test_a_command_without_a_file_shows_how_it_is_used() -> None:
+    done = run("pipeline")
+    assert done.exit_code == 2
+    assert "CONFIG" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- at the door
+def test_a_missing_data_file_is_told_before_anything_is_made(config_file: Path, tmp_path: Path) -> None:
+    settings = ["data.task=files", f"data.files.prompts={tmp_path}/none.jsonl"]
+    assert "data.files.prompts ('" in error_of(run("pipeline", config_file, *settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_malformed_record_is_told_with_file_and_line(config_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "one"}\n{"prompt": \n')
+    message = error_of(run("sft", config_file, "data.task=files", f"data.files.prompts={data}"))
+    assert message.startswith(f"error: {data}:2: not JSON")
+
+
+def test_an_output_directory_that_cannot_be_made_is_told(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = error_of(run("pipeline", config_file, f"output_dir={tmp_path}/file/run"))
+    assert message == f"error: output_dir ('{tmp_path}/file/run') cannot be written (Not a directory); choose another"
+
+
+def test_a_report_of_a_run_that_has_not_finished_says_what_to_do(config_file: Path, tmp_path: Path) -> None:
+    message = error_of(run("report", config_file))
+    assert message == (
+        f"error: output_dir ('{tmp_path}/run') has no finished stage 'model'; "
+        "run `rlhf-ray pipeline` with the same CONFIG and settings first"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_responses_of_a_run_that_has_not_finished_say_what_to_do(config_file: Path) -> None:
+    assert "has no finished stage 'model'; run `rlhf-ray pipeline`" in error_of(run("generate", config_file))
+
+
+# ----------------------------------------------------------------------------------------------------------- as a whole
+def test_the_module_can_be_started_and_ends_with_2_and_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "pipeline", "nowhere.yaml"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: CONFIG ('nowhere.yaml') is not a file; choose one of ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_showing_a_configuration_loads_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from launch.cli import app; "
+        "done = CliRunner().invoke(app, ['pipeline', 'configs/quickstart.yaml', '--print-config']); "
+        "print(done.exit_code, [name for name in ('ray', 'torch', 'vllm', 'deepspeed', 'transformers') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.stdout == "0 []\n", done.stderr
