@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -24,9 +25,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     layers = [(str(p), layer) for p, layer in _with_bases(Path(path), ())]
     layers += [(text, _parse_override(text)) for text in overrides]
-    tree = _schema()
+    tree = deepcopy(_schema())
     for source, layer in layers:
-        tree = _merged(tree, layer, source)
+        _merge(tree, layer, source)
     try:
         return cast(RunConfig, OmegaConf.to_object(tree))
     except ConfigError as error:
@@ -40,7 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 @cache
 def _schema() -> DictConfig:
-    """The defaults with their types; merging copies it."""
+    """The defaults with their types."""
     return cast(DictConfig, OmegaConf.structured(RunConfig))
 
 
@@ -83,9 +84,9 @@ def _parse_override(text: str) -> DictConfig:
         raise ConfigError("override", text, "is not valid YAML", " ".join(str(error).split())) from error
 
 
-def _merged(tree: DictConfig, layer: DictConfig, source: str) -> DictConfig:
+def _merge(tree: DictConfig, layer: DictConfig, source: str) -> None:
     try:
-        return cast(DictConfig, OmegaConf.merge(tree, layer))
+        OmegaConf.unsafe_merge(tree, layer)  # in place: a copy of the tree costs more than all else
     except OmegaConfBaseException as error:
         raise _translated(error, source, tree, layer) from None
 

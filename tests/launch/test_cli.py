@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -55,18 +54,16 @@ def test_a_command_shows_the_configuration_that_it_would_use(command: str, confi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_shown_can_be_given_back(command: str, config_file: Path, tmp_path: Path) -> None:
+def test_what_is_shown_can_be_given_back(config_file: Path, tmp_path: Path) -> None:
     shown = tmp_path / "shown.yaml"
-    shown.write_text(run(command, config_file, "--print-config").stdout)
-    assert run(command, shown, "--print-config").stdout == shown.read_text()
+    shown.write_text(run("pipeline", config_file, "--print-config").stdout)
+    assert run("pipeline", shown, "--print-config").stdout == shown.read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("arguments", [["ppo.num_step=3"], ["--print-config", "ppo.num_step=3"]])
-def test_a_misspelt_key_is_told_by_every_command(command: str, arguments: Sequence[str], config_file: Path) -> None:
-    message = error_of(run(command, config_file, *arguments))
-    assert message == ("error: ppo.num_step ('ppo.num_step=3') is not a known key; did you mean ppo.num_steps?")
+def test_a_misspelt_key_is_told_by_every_command(command: str, config_file: Path) -> None:
+    message = error_of(run(command, config_file, "ppo.num_step=3"))
+    assert message == "error: ppo.num_step ('ppo.num_step=3') is not a known key; did you mean ppo.num_steps?"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
