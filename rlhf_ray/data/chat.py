@@ -96,16 +96,19 @@ def _read_template(path: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- tokenisation
-def tokenize_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> IntArray:
+def tokenize_prompt(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, may_be_empty: bool = False
+) -> IntArray:
     """Return the tokens [P] after which the assistant speaks, the header of its turn included.
 
-    Raises DataError where the last message is the assistant's or where nothing is left to condition on.
+    Raises DataError where the last message is the assistant's, or where nothing is left to condition on; a ranking of
+    whole texts ``may_be_empty``, since nothing is sampled after it.
     """
     if messages and messages[-1].role == "assistant":
         raise DataError("a prompt must not end with an assistant message: it waits for one; leave the last turn out")
     segments = _segments(tokenizer, messages, add_generation_prompt=True)
     token_ids = np.concatenate([_tokenize_segment(tokenizer, segment) for segment in segments])
-    if not len(token_ids):
+    if not len(token_ids) and not may_be_empty:
         raise DataError("a prompt must have a token to condition on; give its messages some text")
     return token_ids
 

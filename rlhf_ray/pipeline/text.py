@@ -59,7 +59,7 @@ class TextTools:
         """Tokenised rankings with a decided pair that fit, and how many were left out. ``index`` is into ``items``."""
         kept = []
         for index, item in enumerate(items):
-            prompt = tokenize_prompt(self.tokenizer, item.messages)
+            prompt = tokenize_prompt(self.tokenizer, item.messages, may_be_empty=True)
             sequences = tuple(response_sequence(prompt, ids) for ids in self._responses(item))
             if item.pairs and max(len(s) for s in sequences) <= self.max_length:
                 gaps = tuple(float(item.ranks[j] - item.ranks[i]) for i, j in item.pairs)

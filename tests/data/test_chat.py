@@ -260,3 +260,11 @@ def test_a_vocabulary_without_room_for_the_bytes_is_an_error() -> None:
 def test_chat_templates_are_imported_without_transformers() -> None:
     code = "import sys, rlhf_ray.data.chat; sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_ranking_of_whole_texts_may_have_an_empty_prompt_and_nothing_else_may(tokenizer: PreTrainedTokenizerFast) -> None:
+    set_chat_template(tokenizer, "plain")
+    nothing = (Message("user", ""),)
+    assert len(tokenize_prompt(tokenizer, nothing, may_be_empty=True)) == 0
+    with pytest.raises(DataError, match="must have a token to condition on"):
+        tokenize_prompt(tokenizer, nothing)
