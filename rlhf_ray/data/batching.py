@@ -17,7 +17,7 @@ from rlhf_ray.errors import ConfigError
 Rows: TypeAlias = tuple[int, ...]
 
 # What starting a micro-batch costs (kernel launches, gathered weights), in tokens: weighs their number against padding.
-MICRO_BATCH_TOKENS = 256
+MICRO_BATCH_TOKENS = 64
 
 
 @dataclass(frozen=True)
