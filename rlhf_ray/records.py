@@ -2,7 +2,7 @@
 
 A stage of the flow is a type. All records are frozen; nothing is added to a record on its way.
 
-**The alignment rule.** Every per-token tensor is [B, S], right padded, and index t speaks about token t of ``input_ids``:
+**The alignment rule.** Every per-token tensor is [B, S], right padded; index t speaks about token t of ``input_ids``:
 
     logprobs[:, t]       log p(token t | tokens < t)
     values[:, t]         V(the state just before token t)
@@ -102,7 +102,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One response to be sampled. The seed alone, with the weights, decides the tokens: not the engine, not the batch."""
+    """One response to be sampled. Seed and weights alone decide the tokens: not the engine, not the batch."""
 
     rollout_id: str  # unique in a step, e.g. "<prompt_id>/<sample index>"
     prompt_id: str
@@ -134,13 +134,13 @@ class Rollout:
             prompt_length=len(self.prompt_ids),
             response_length=len(self.response_ids),
             finish_reason=self.finish_reason,
-            policy_version=int(self.policy_versions.min(initial=np.iinfo(np.int32).max)) if len(self.response_ids) else 0,
+            policy_version=int(self.policy_versions.min()) if len(self.policy_versions) else 0,
         )
 
 
 @dataclass(frozen=True)
 class RolloutSummary:
-    """What the driver knows of a rollout: everything but its tokens. ``policy_version`` is the oldest of its tokens'."""
+    """What the driver knows of a rollout: all but its tokens. ``policy_version`` is the oldest of its tokens'."""
 
     rollout_id: str
     prompt_id: str

@@ -1,7 +1,7 @@
 """The Protocols that the driver speaks to. Actors satisfy them with Ray, tests with plain objects.
 
-A ``Ref`` points at a block of rollouts, or of their reference log-probabilities, wherever it lies. The driver passes it on and
-never looks inside.
+A ``Ref`` points at a block of rollouts, or of their reference log-probabilities, wherever it lies. The driver passes it
+on and never looks inside.
 """
 
 from __future__ import annotations

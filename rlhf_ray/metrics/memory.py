@@ -11,8 +11,8 @@ import psutil
 class PeakMemory:
     """Samples the proportional set size (PSS) of the process tree every ``interval_s`` seconds, in a thread.
 
-    PSS divides a shared page among the processes that map it, so that the sum is what the machine really holds. Actors on
-    other machines of a cluster are not seen.
+    PSS divides a shared page among the processes that map it, so that the sum is what the machine really holds. Actors
+    on other machines of a cluster are not seen.
     """
 
     def __init__(self, interval_s: float = 3.0) -> None:
