@@ -143,6 +143,9 @@ def _guard(action: Callable[[], Any]) -> Any:
     except RlhfError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        typer.secho("stopped; the same command goes on where this one was", err=True, fg=typer.colors.YELLOW)
+        raise typer.Exit(130) from None
 
 
 def _command() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -37,6 +39,7 @@ async def run_until(config: RunConfig, *, until: str, report: bool, command: str
     store = open_store(config)
     print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
     with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)), PeakMemory() as memory:
+        end_on_sigterm()
         fleet = Fleet(config, resolve_device(config.device))
         fleet.require_room()
         context = Context(config, task, fleet, store, command)
@@ -65,11 +68,22 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     else:
         path = str(checkpoint_directory(model, field="--model"))
     with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)):
+        end_on_sigterm()
         context.fleet = Fleet(config, resolve_device(config.device))
         responses = (await evaluate_models(context, {model: path}))[model]
     target = output or store.root / "generations.jsonl"
     write_jsonl(target, (_row(response) for response in responses))
     print(f"{len(responses)} responses: {target}", flush=True)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the run as Ctrl-C does, so that every actor ends and the cluster is closed.
+
+    Call it after Ray has started: Ray sets a handler of its own, which ends the process at once.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def be_quiet() -> None:
