@@ -91,7 +91,8 @@ def assert_report_is_whole(run: Path) -> None:
     steps = [json.loads(line) for line in (run / "ppo" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(row["ppo/logprob_difference"] < 1e-3 for row in steps)
-    assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)  # the policy is the reference before its first update
+    # Before its first update the policy is the reference.
+    assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)
     assert all("gold/heldout_mean" in row for row in steps)
     assert (run / "report" / "report.html").stat().st_size > 50_000
 

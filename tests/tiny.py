@@ -57,6 +57,15 @@ def scalar_model(family: str = "qwen2", *, seed: int = 2, **changes: Any) -> Pre
         )
 
 
+def stirred(model: PreTrainedModel) -> PreTrainedModel:
+    """Give fresh adapters a B that is not zero, so that they count; under ZeRO-3 while it is gathered."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter))
+    return model
+
+
 def saved(model: PreTrainedModel, directory: Path) -> str:
     model.save_pretrained(directory)
     return str(directory)

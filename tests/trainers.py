@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,21 +13,27 @@ import numpy.typing as npt
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
+from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines import training
+from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine
+from rlhf_ray.errors import NumericsError
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import FloatArray, Rollout
+from rlhf_ray.records import AdaptersOff, FloatArray, Rollout
 from rlhf_ray.stages.ppo import PpoLearner, PpoSpec
 from rlhf_ray.stages.ppo_plan import PpoWork, plan_ppo
+from rlhf_ray.stages.sft import SftSpec
+from rlhf_ray.stages.work import plan_rankings, plan_sequences
+from tests import tiny
 
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, weight_decay=0.01, warmup_fraction=0.0, decay="linear", floor=0.1)
 PPO = PpoConfig(
     num_steps=4,
-    rollouts_per_step=12,
+    rollouts_per_step=6,
     num_epochs=2,
-    num_minibatches=3,
+    num_minibatches=2,
     temperature=0.8,
     policy_optimizer=OPTIMIZER,
     critic_optimizer=OPTIMIZER,
@@ -40,6 +47,7 @@ class Outcome:
     policy: Weights = field(default_factory=dict)
     critic: Weights = field(default_factory=dict)
     metrics: tuple[MetricSums, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 def means(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
@@ -57,15 +65,17 @@ def whole_weights(engine: TrainingEngine) -> Weights:
 
 @dataclass(frozen=True)
 class PpoCase:
-    """A PPO trainer and what it is fed."""
+    """A PPO trainer and its rollouts. Three rows a minibatch, one a micro-batch: one of two ranks has an empty one."""
 
     policy_path: str
     critic_path: str
     rollouts: Sequence[Rollout]
     references: Sequence[FloatArray]
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_tokens_per_micro_batch=40))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_tokens_per_micro_batch=1))
     ppo: PpoConfig = PPO
     kl_coef: float = 0.1
+    score_scale: float = 1.0
+    demonstrations: Sequence[TokenSequence] = ()
 
     @property
     def spec(self) -> PpoSpec:
@@ -80,19 +90,23 @@ class PpoCase:
 
     @property
     def scores(self) -> list[float]:
-        return [float(np.sin(3.0 * r.order)) for r in self.rollouts]
+        return [self.score_scale * float(np.sin(3.0 * r.order)) for r in self.rollouts]
 
-    def works(self, num_ranks: int, step: int, **changes: Any) -> tuple[PpoWork, ...]:
+    def works(self, num_ranks: int, step: int) -> tuple[PpoWork, ...]:
+        limit = self.training.max_tokens_per_micro_batch
+        ptx = (
+            [plan_sequences(self.demonstrations, num_ranks=num_ranks, max_tokens=limit)] if self.demonstrations else []
+        )
         return plan_ppo(
             summaries=[r.summary for r in self.rollouts],
             scores=self.scores,
             config=self.ppo,
             num_ranks=num_ranks,
-            max_tokens=self.training.max_tokens_per_micro_batch,
+            max_tokens=limit,
             step=step,
             kl_coef=self.kl_coef,
             seed=7,
-            **changes,
+            ptx=ptx * self.ppo.num_minibatches,
         )
 
 
@@ -110,13 +124,128 @@ def ppo_steps(info: RankInfo, case: PpoCase, steps: Sequence[int]) -> Outcome:
     return Outcome(whole_weights(learner.policy), whole_weights(learner.critic), tuple(metrics))
 
 
-def ppo_step(learner: PpoLearner, case: PpoCase, step: int, **changes: Any) -> MetricSums:
+def resumed_ppo_steps(
+    info: RankInfo, case: PpoCase, directory: str, until: Sequence[int], then: Sequence[int]
+) -> Outcome:
+    """Take steps, save; build anew, load, take the others."""
+    shard_everything()
+    learner = case.spec.build(info)
+    for step in until:
+        ppo_step(learner, case, step)
+    learner.save_state(directory, "last")
+    fresh = case.spec.build(info)
+    fresh.load_state(directory, "last")
+    metrics = tuple(ppo_step(fresh, case, step) for step in then)
+    return Outcome(whole_weights(fresh.policy), whole_weights(fresh.critic), metrics)
+
+
+def ppo_step(learner: PpoLearner, case: PpoCase, step: int) -> MetricSums:
     info = learner.policy.info
-    work = case.works(info.world_size, step, **changes)[info.rank]
-    return learner.update(work, list(case.rollouts), tuple(case.references))
+    work = case.works(info.world_size, step)[info.rank]
+    reference = AdaptersOff() if case.training.lora.enabled else tuple(case.references)
+    return learner.update(work, list(case.rollouts), reference)
+
+
+def ppo_step_in_blocks(info: RankInfo, case: PpoCase, *bounds: tuple[int, int]) -> Outcome:
+    """The first step, the rollouts given in the blocks [start, end)."""
+    learner = case.spec.build(info)
+    parts = [(list(case.rollouts[a:b]), tuple(case.references[a:b])) for a, b in bounds]
+    metrics = learner.update(case.works(info.world_size, 1)[info.rank], *(block for part in parts for block in part))
+    return Outcome(whole_weights(learner.policy), whole_weights(learner.critic), (metrics,))
+
+
+def refused_ppo_step(info: RankInfo, case: PpoCase) -> tuple[str, Weights]:
+    """Take a step that must fail; the message and the weights after it."""
+    learner = case.spec.build(info)
+    try:
+        ppo_step(learner, case, 1)
+    except NumericsError as error:
+        return str(error), whole_weights(learner.policy)
+    raise AssertionError("the step was taken")
+
+
+def probe(info: RankInfo, case: PpoCase, token_ids: Sequence[int]) -> list[float]:
+    shard_everything()
+    return case.spec.build(info).probe(token_ids)
 
 
 def largest_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """The largest absolute difference of two sets of weights with the same names."""
     assert a.keys() == b.keys()
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+# --------------------------------------------------------------------------------------------- SFT and the reward model
+@dataclass(frozen=True)
+class SupervisedCase:
+    """An SFT or reward-model learner and its batches, one a step."""
+
+    spec: Any
+    batches: Sequence[Sequence[Any]]
+
+    def works(self, num_ranks: int, step: int) -> tuple[Any, ...]:
+        plan = plan_sequences if isinstance(self.spec, SftSpec) else plan_rankings
+        limit = self.spec.training.max_tokens_per_micro_batch
+        return plan(self.batches[step], num_ranks=num_ranks, max_tokens=limit)
+
+
+def supervised_steps(info: RankInfo, case: SupervisedCase) -> Outcome:
+    """Build the learner, take a step on each batch."""
+    shard_everything()
+    learner = case.spec.build(info)
+    metrics = [learner.update(case.works(info.world_size, step)[info.rank]) for step in range(len(case.batches))]
+    engine = learner.policy if isinstance(case.spec, SftSpec) else learner.reward_model
+    return Outcome(whole_weights(engine), {}, tuple(metrics))
+
+
+def evaluate_then_step(info: RankInfo, case: SupervisedCase) -> Outcome:
+    shard_everything()
+    learner = case.spec.build(info)
+    work = case.works(info.world_size, 0)[info.rank]
+    return Outcome(metrics=(learner.evaluate(work), learner.update(work)))
+
+
+def step_and_save(info: RankInfo, case: SupervisedCase, directory: str) -> Outcome:
+    """Take the first step, save; tell the log-probabilities of a text."""
+    shard_everything()
+    learner = case.spec.build(info)
+    learner.update(case.works(info.world_size, 0)[info.rank])
+    learner.save(directory)
+    text = np.array([5, 17, 33, 2, 60, 9], dtype=np.int32)
+    with learner.policy.inference():
+        logprobs, _ = learner.policy.forward(collate([TokenSequence(text, np.arange(6) > 0)]))
+    return Outcome(whole_weights(learner.policy), logprobs=tuple(logprobs[0, 1:].tolist()))
+
+
+def score_and_save(
+    info: RankInfo, case: SupervisedCase, directory: str, mean: float, std: float
+) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """Take the first step, score its rankings, save."""
+    shard_everything()
+    learner = case.spec.build(info)
+    work = case.works(info.world_size, 0)[info.rank]
+    learner.update(work)
+    learner.save(directory, mean, std)
+    scores: tuple[tuple[int, tuple[float, ...]], ...] = learner.score(work)
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------- engines alone
+def loaded_engine(info: RankInfo, path: str, config: TrainingConfig) -> TrainingEngine:
+    """An engine around the model at ``path``; adapters are stirred before they are sharded."""
+    shard_everything()
+    with training.sharded_loading(config):
+        model = load_causal(path, ModelConfig(), DTYPES[config.dtype], config.lora)
+    module = PolicyModule(tiny.stirred(model))
+    return TrainingEngine(module=module, info=info, config=config, optimizer=OPTIMIZER, num_steps=4)
+
+
+def loaded_weights(info: RankInfo, path: str, config: TrainingConfig) -> tuple[dict[str, tuple[int, ...]], Weights]:
+    """Shapes as announced and weights as exported, on every rank."""
+    export = loaded_engine(info, path, config).export("float32")
+    shapes = {meta.name: meta.shape for meta in export.metas}
+    return shapes, {name: tensor.detach().numpy().copy() for name, tensor in export.tensors(list(shapes))}
+
+
+def load_and_save(info: RankInfo, path: str, config: TrainingConfig, directory: str) -> None:
+    loaded_engine(info, path, config).save_pretrained(Path(directory))

@@ -262,7 +262,7 @@ def test_chat_templates_are_imported_without_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_ranking_of_whole_texts_may_have_an_empty_prompt_and_nothing_else_may(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_ranking_of_whole_texts_alone_may_have_an_empty_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     set_chat_template(tokenizer, "plain")
     nothing = (Message("user", ""),)
     assert len(tokenize_prompt(tokenizer, nothing, may_be_empty=True)) == 0
