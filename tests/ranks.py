@@ -36,9 +36,9 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = ANSWER_S) -> list[Any]:
         """Call ``function(info, *arguments)`` on every rank; return what each answered."""
-        if not self._processes:
-            self._start()
         try:
+            if not self._processes:
+                self._start()
             return self._ask((function, arguments), timeout_s)
         except BaseException:
             self.stop()  # ranks that stand at different places of a program cannot be used again

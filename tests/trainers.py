@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,10 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
 from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines import training
-from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
+from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal, own_part
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine
-from rlhf_ray.errors import NumericsError
+from rlhf_ray.errors import ConfigError, NumericsError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import AdaptersOff, FloatArray, Rollout
 from rlhf_ray.stages.ppo import PpoLearner, PpoSpec
@@ -231,6 +232,105 @@ def score_and_save(
 
 
 # ------------------------------------------------------------------------------------------------------- engines alone
+@dataclass(frozen=True)
+class EngineCase:
+    """A policy's engine and how it is set up."""
+
+    path: str
+    training: TrainingConfig
+    optimizer: OptimizerConfig = OPTIMIZER
+    num_steps: int = 4
+
+    def build(self, info: RankInfo) -> TrainingEngine:
+        shard_everything()
+        with training.sharded_loading(self.training):
+            model = load_causal(self.path, ModelConfig(), DTYPES[self.training.dtype], self.training.lora)
+        return TrainingEngine(
+            module=PolicyModule(model),
+            info=info,
+            config=self.training,
+            optimizer=self.optimizer,
+            num_steps=self.num_steps,
+        )
+
+
+def backward(engine: TrainingEngine, factor: float = 1.0) -> None:
+    """The gradient of the mean log-likelihood of two sequences; with two ranks each has one."""
+    sequences = tiny.sequences(2, seed=4)
+    own = [s for i, s in enumerate(sequences) if i % engine.info.world_size == engine.info.rank]
+    batch = collate(own)
+    logprobs, _ = engine.forward(batch)
+    engine.backward(-factor * logprobs.sum(), sum(int(s.mask.sum()) for s in sequences))
+
+
+def poisoned_step(info: RankInfo, case: EngineCase, poison: str) -> tuple[str, bool]:
+    """One good step, then one with what is not finite on the last rank; the message, and whether no weight changed."""
+    engine = case.build(info)
+    backward(engine)
+    engine.step()
+    before = local_weights(engine)
+    last = info.rank == info.world_size - 1
+    hook = None
+    if last and poison == "gradient":
+        hook = engine.module.model.get_output_embeddings().register_full_backward_hook(_nan_gradient)
+    backward(engine, math.nan if last and poison == "loss" else 1.0)
+    if hook is not None:
+        hook.remove()
+    try:
+        engine.step()
+    except NumericsError as error:
+        after = local_weights(engine)
+        return str(error), all(np.array_equal(after[name], before[name]) for name in before)
+    raise AssertionError("the step was taken")
+
+
+def _nan_gradient(_module: Any, gradients: Any, _outputs: Any) -> Any:
+    return tuple(gradient * math.nan for gradient in gradients)
+
+
+def local_weights(engine: TrainingEngine) -> Weights:
+    """What this rank holds, without asking the others."""
+    named = engine.module.named_parameters()
+    return {name: own_part(parameter).float().numpy().copy() for name, parameter in named}
+
+
+def norm_and_movement(info: RankInfo, case: EngineCase) -> tuple[float, float]:
+    """The norm that one step reports, and how far it moved the weights (rank 0)."""
+    engine = case.build(info)
+    before = whole_weights(engine)
+    backward(engine)
+    norm = engine.step()
+    after = whole_weights(engine)
+    squares = [float(((after[name] - before[name]).astype(np.float64) ** 2).sum()) for name in before]
+    return norm, math.sqrt(sum(squares))
+
+
+def learning_rates(info: RankInfo, case: EngineCase, num_steps: int) -> list[float]:
+    """The rate that the optimizer was given at each step."""
+    engine, rates = case.build(info), []
+    for _ in range(num_steps):
+        backward(engine)
+        engine.step()
+        rates.append(float(engine.engine.optimizer.param_groups[0]["lr"]))
+    return rates
+
+
+def failed_load(info: RankInfo, case: EngineCase, directory: str) -> str:
+    try:
+        case.build(info).load_state(Path(directory), "step-7")
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError("something was loaded")
+
+
+def weights_after_steps(info: RankInfo, case: EngineCase, num_steps: int) -> Weights:
+    engine = case.build(info)
+    for _ in range(num_steps):
+        backward(engine)
+        engine.step()
+    return whole_weights(engine)
+
+
 def loaded_engine(info: RankInfo, path: str, config: TrainingConfig) -> TrainingEngine:
     """An engine around the model at ``path``; adapters are stirred before they are sharded."""
     shard_everything()

@@ -38,6 +38,8 @@ def join_group(info: RankInfo, config: TrainingConfig) -> None:
 
     # DeepSpeed calls what torch is about to rename, at every step: nothing that a user could do about.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..* is deprecated", category=FutureWarning)
+    # An operation for inference that training never calls; on CPU the first start would compile it for a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     host, _, port = info.address.rpartition(":")
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, RANK=str(info.rank), WORLD_SIZE=str(info.world_size))
     torch.set_num_threads(config.threads_per_rank)
@@ -83,11 +85,12 @@ def sharded_loading(config: TrainingConfig) -> Iterator[None]:
 def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
     """DeepSpeed's dictionary for ``config``. Accumulation is ours: a step is a boundary whenever we call it.
 
-    In bfloat16 the optimizer's weights are float32, and under ZeRO 1 to 3 gradients are summed up in float32 too;
-    ZeRO 0 sums them up in bfloat16.
+    In bfloat16 the optimizer's weights and the sums of gradients are float32. Stage 0 is then run as stage 1:
+    DeepSpeed's optimizer for bfloat16 without ZeRO sums up in bfloat16, and counts a step of Adam before the first.
     """
+    stage = config.zero_stage if config.dtype == "float32" else max(1, config.zero_stage)
     zero: dict[str, Any] = {
-        "stage": config.zero_stage,
+        "stage": stage,
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
     }
@@ -104,7 +107,7 @@ def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage else None},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 1_000_000_000,
     }
 
