@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -93,7 +94,7 @@ class Scope:
 
     async def generators(self, model_path: str) -> GeneratorGroup:
         """The vLLM engines, serving the checkpoint at ``model_path`` as version 0."""
-        config = self._config.generation
+        config = replace(self._config.generation, dtype=self._engine_dtype())
         backend = self.sync_backend()
         arguments = {"model_path": model_path, "config": config, "device": self._device, "backend": backend}
         environment = generator_environment(self._device, config, backend)
@@ -176,10 +177,15 @@ class Scope:
             )
         return wanted
 
+    def _engine_dtype(self) -> Literal["float32", "bfloat16", "float16"]:
+        """What the engines compute in: the trainer's type unless another is asked for."""
+        dtype = self._config.generation.dtype
+        return self._config.training.dtype if dtype == "auto" else dtype
+
     def _wire_dtype(self) -> str:
         """What the engines compute in, so that no byte travels in vain."""
-        dtype = self._config.generation.dtype
-        return dtype if dtype in ("float32", "bfloat16") else self._config.training.dtype
+        dtype = self._engine_dtype()
+        return self._config.training.dtype if dtype == "float16" else dtype
 
     # --------------------------------------------------------------------------------------------------- start and end
     async def _start(

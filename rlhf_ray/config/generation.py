@@ -22,7 +22,7 @@ class GenerationConfig:
 
     num_engines: int = 1
     tensor_parallel_size: int = 1
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # auto: as the trainer
     max_model_len: int | None = None  # prompt and response, tokens; None: what the model was built for
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_mb: int | None = None
