@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
+from tests.layout import layout
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
@@ -42,3 +43,8 @@ def test_settings_that_the_readme_names_exist(monkeypatch: pytest.MonkeyPatch) -
     sections = "model|training|generation|reference|reward_server|reward_model|sft|ppo"
     for name in sorted(set(re.findall(rf"`((?:{sections})(?:\.\w+)+)", README))):
         assert re.search(rf"^\s*{name.rsplit('.', 1)[-1]}:", shown, re.MULTILINE), name
+
+
+def test_the_readme_lists_every_module_with_its_first_sentence() -> None:
+    missing = [line for line in layout() if line not in README]
+    assert not missing, "python tests/layout.py prints the lines for the README"
