@@ -12,23 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.small import SMALL
+
 CHECKOUT = Path(__file__).resolve().parent.parent
-SMALL = (
-    "data.world.num_train_prompts=300",
-    "data.world.num_heldout_prompts=40",
-    "data.world.demonstrations_per_prompt=1",
-    "sft.num_epochs=0.2",
-    "comparison.num_prompts=24",
-    "comparison.num_heldout_prompts=12",
-    "reward_model.num_epochs=1",
-    "ppo.num_steps=2",
-    "ppo.rollouts_per_step=16",
-    "ppo.eval_every=1",
-    "ppo.eval_prompts=10",
-    "ppo.checkpoint_every=1",
-    "evaluation.num_prompts=20",
-    "generation.num_engines=2",
-)
 FINISHED_WITHIN_S = 400
 
 

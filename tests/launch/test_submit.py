@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -19,6 +20,7 @@ import pytest
 from launch.submit import (
     CHECKOUT,
     DEFAULT_ADDRESS,
+    NOT_SHIPPED,
     SubmissionError,
     connect,
     environment_by_name,
@@ -28,6 +30,7 @@ from launch.submit import (
 )
 from rlhf_ray.errors import ConfigError
 from tests.clusters import short_temp_dir
+from tests.small import SMALL
 
 START_TIMEOUT_S = 90.0
 
@@ -132,7 +135,13 @@ class LocalHead:
 def head() -> Iterator[LocalHead]:
     """A head that asks for a token, as a child of this process; it is ended by its process id, never by name."""
     port, dashboard, agent, agent_grpc, client, metrics, environments = free_ports(7)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # jobs find the environment's commands
+    environment = {
+        **os.environ,
+        "PATH": programs,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     with short_temp_dir() as temp_dir:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -234,3 +243,33 @@ def test_waiting_for_nodes_finds_those_of_a_real_cluster(head: LocalHead) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["1 of 1 nodes are there"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_pipeline_is_submitted_to_a_local_head_and_followed_to_its_report(head: LocalHead, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.cli", "submit", "configs/quickstart.yaml", *SMALL]
+    done = run_on(head, [*command, f"output_dir={tmp_path / 'run'}", "--address", head.address])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[6/6] Evaluation" in done.stdout
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_s_own_job_submit_runs_the_installed_command(head: LocalHead, tmp_path: Path) -> None:
+    job = ["--", "rlhf-ray", "sft", "configs/quickstart.yaml", *SMALL, f"output_dir={tmp_path / 'run'}"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
+    excluded = json.dumps({"excludes": list(NOT_SHIPPED)})
+    done = run_on(head, [*ray, "--working-dir", ".", "--runtime-env-json", excluded, *job])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "sft" / "artefact.json").is_file()
+
+
+def run_on(head: LocalHead, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user of the head would: with its token, and nothing else that points to a cluster."""
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=head.environment, capture_output=True, text=True, check=False, timeout=800
+    )
