@@ -16,7 +16,7 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
 from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines import training
-from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal, own_part
+from rlhf_ray.engines.models import DTYPES, PolicyModule, backbone, load_causal, own_part
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine
 from rlhf_ray.errors import ConfigError, NumericsError
@@ -303,6 +303,15 @@ def norm_and_movement(info: RankInfo, case: EngineCase) -> tuple[float, float]:
     after = whole_weights(engine)
     squares = [float(((after[name] - before[name]).astype(np.float64) ** 2).sum()) for name in before]
     return norm, math.sqrt(sum(squares))
+
+
+def layer_calls(info: RankInfo, case: EngineCase) -> int:
+    """How often the first layer runs in one forward and backward pass."""
+    engine, calls = case.build(info), []
+    layer = backbone(engine.module.model).layers[0].mlp
+    with layer.register_forward_pre_hook(lambda *_: calls.append(1)):
+        backward(engine)
+    return len(calls)
 
 
 def learning_rates(info: RankInfo, case: EngineCase, num_steps: int) -> list[float]:

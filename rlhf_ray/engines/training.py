@@ -6,11 +6,12 @@ whole minibatch, so that no split into ranks and micro-batches changes the step.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,7 +146,9 @@ class TrainingEngine:
         self._plain_norm = math.nan
         self._loss_check = torch.zeros((), device=info.torch_device)
         adam = self._make_optimizer(self._trainable)
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=deepspeed_config(config))
+        with redirect_stdout(io.StringIO()):  # its optimizer for bfloat16 prints memory reports
+            self.engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=deepspeed_config(config))
+        self.engine.train()  # models are loaded in evaluation mode, which turns checkpointing off
         if _is_plain(config):
             adam.register_step_pre_hook(self._clip_plain_gradients)
 

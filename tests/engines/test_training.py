@@ -87,6 +87,12 @@ def test_the_norm_is_that_of_the_whole_gradient_and_the_clip_holds_to_it(
 
 
 @pytest.mark.integration
+def test_checkpointing_runs_a_layer_again_in_the_backward_pass(case: EngineCase, one_rank: Ranks) -> None:
+    assert one_rank.run(trainers.layer_calls, case) == [1]
+    assert one_rank.run(trainers.layer_calls, changed(case, gradient_checkpointing=True)) == [2]
+
+
+@pytest.mark.integration
 def test_the_learning_rate_follows_its_schedule(case: EngineCase, one_rank: Ranks) -> None:
     schedule = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.2, decay="cosine", floor=0.1)
     (rates,) = one_rank.run(trainers.learning_rates, replace(case, optimizer=schedule, num_steps=10), 12)

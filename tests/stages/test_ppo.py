@@ -20,7 +20,7 @@ from tests.trainers import PpoCase, largest_difference, means
 
 pytestmark = pytest.mark.integration
 
-# Measured over ZeRO 0 to 3 and 1 or 2 ranks: 8e-6 after 3 steps of 8 updates, at a learning rate of 3e-3.
+# Measured over ZeRO 0 to 3 and 1 or 2 ranks: 5e-6 after 3 steps of 4 updates, at a learning rate of 3e-3.
 TOLERANCE = 3e-5
 ROLLOUTS = tiny.rollouts(6)
 
@@ -270,8 +270,8 @@ def test_bfloat16_stays_near_float32(case: PpoCase, plain: trainers.Outcome, wor
     moved = np.concatenate([(plain.policy[n] - start[n]).ravel() for n in start])
     moved_half = np.concatenate([(outcomes[0].policy[n] - start[n]).ravel() for n in start])
     cosine = float(moved @ moved_half / np.linalg.norm(moved) / np.linalg.norm(moved_half))
-    assert cosine > 0.8  # measured: 0.87 to 0.93
-    assert 0.85 < np.linalg.norm(moved_half) / np.linalg.norm(moved) < 1.15
+    assert cosine > 0.9  # measured: 0.956 to 0.971
+    assert 0.95 < np.linalg.norm(moved_half) / np.linalg.norm(moved) < 1.05
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
