@@ -123,13 +123,6 @@ install_project() {
     fi
 }
 
-compile_operators() {
-    say "compiling DeepSpeed's shared-memory operator for CPUs (half a minute, once per environment)"
-    PATH=$venv/bin:$PATH DS_ACCELERATOR=cpu logged "$venv/bin/python" -c \
-        'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' ||
-        die_with_log "DeepSpeed's operator did not compile" "check the compiler (${CXX:-c++} --version)"
-}
-
 want_dev=no
 case ${1:-} in
     '') ;;
@@ -158,6 +151,5 @@ check_compiler "$venv/bin/python"
 install_uv
 export_package_sources
 install_project
-if [[ $flavour == cpu ]]; then compile_operators; fi
 echo "$wanted" >"$stamp"
 say "done: $venv ($extras)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters import SHARED_MEMORY, wait_until_nothing_is_left
 from tests.small import SMALL
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,7 @@ def artefact(output_dir: Path, stage: str) -> dict[str, object]:
 @pytest.mark.timeout(2 * FINISHED_WITHIN_S)
 def test_a_killed_pipeline_resumes_at_the_stage_it_was_killed_in_and_ends_with_a_report(tmp_path: Path) -> None:
     run, first, second, third = (tmp_path / name for name in ("run", "first.log", "second.log", "third.log"))
+    in_shared_memory = set(SHARED_MEMORY.iterdir())
     killed = start(run, first)
     wait_for(run / "sft" / "artefact.json", killed, first)
     killed.send_signal(signal.SIGKILL)
@@ -62,6 +63,7 @@ def test_a_killed_pipeline_resumes_at_the_stage_it_was_killed_in_and_ends_with_a
     again = start(run, third)
     assert again.wait(FINISHED_WITHIN_S) == 0, third.read_text()
     assert third.read_text().count("done before and unchanged") == 6
+    assert wait_until_nothing_is_left(in_shared_memory) == set()
 
 
 def assert_report_is_whole(run: Path) -> None:
@@ -81,8 +83,3 @@ def assert_report_is_whole(run: Path) -> None:
     assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)
     assert all("gold/heldout_mean" in row for row in steps)
     assert (run / "report" / "report.html").stat().st_size > 50_000
-
-
-def teardown_module() -> None:
-    left = [path for path in os.listdir("/dev/shm") if path.startswith("rlhf-weights-")]
-    assert left == []
