@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ranks import Ranks
 
 # Set before any library is imported, and inherited by every process that a test starts.
 os.environ.update(
@@ -56,3 +60,25 @@ def ray_cluster() -> Iterator[None]:
 
     with local_ray():
         yield
+
+
+@pytest.fixture
+def one_rank() -> Ranks:
+    """A trainer rank, started once a session."""
+    from tests.ranks import ranks
+
+    return ranks(1)
+
+
+@pytest.fixture
+def two_ranks() -> Ranks:
+    """Two trainer ranks, started once a session."""
+    from tests.ranks import ranks
+
+    return ranks(2)
+
+
+def pytest_sessionfinish() -> None:
+    """End the trainer ranks, where any test has started them."""
+    if "tests.ranks" in sys.modules:
+        sys.modules["tests.ranks"].stop_all()

@@ -7,25 +7,16 @@ those of rlhf_ray.weight_sync; here is only what moves bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from rlhf_ray.errors import ConfigError, WeightSyncError
-from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta, fill_bucket, plan_buckets
+from rlhf_ray.weight_sync.buckets import Bucket, fill_bucket, plan_buckets
 from rlhf_ray.weight_sync.checksum import device_bucket_digest, sync_digest
 from rlhf_ray.weight_sync.message import BucketMessage
+from rlhf_ray.weight_sync.sender import Export
 from rlhf_ray.weight_sync.topology import NcclGroup
-
-
-class Export(Protocol):
-    """Where whole tensors come from; under ZeRO-3 every rank must walk it."""
-
-    @property
-    def metas(self) -> tuple[TensorMeta, ...]: ...
-
-    def tensors(self, names: Sequence[str]) -> Iterable[tuple[str, torch.Tensor]]: ...
 
 
 class Channel(Protocol):

@@ -5,6 +5,7 @@ Under ZeRO-3 gathering a bucket is a collective, so every rank walks every bucke
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,9 @@ class Export(Protocol):
     @property
     def metas(self) -> tuple[TensorMeta, ...]: ...
 
-    def tensors(self, names: Any) -> Any: ...
+    def tensors(self, names: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
+        """Yield (name, weight) in the order given; a collective under ZeRO-3."""
+        ...
 
 
 class Sender(Protocol):
