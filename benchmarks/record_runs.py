@@ -62,7 +62,6 @@ def run(config: str, seed: int, output_dir: Path, overrides: Sequence[str]) -> d
     begun = time.perf_counter()
     subprocess.run([*command, *overrides], cwd=CHECKOUT, check=True)
     summary: dict[str, Any] = json.loads((output_dir / "summary.json").read_text())
-    summary.pop("by_kind", None) if len(summary.get("by_kind", {})) > 12 else None
     summary["command"] = f"rlhf-ray pipeline {config} seed={seed} {' '.join(overrides)}".strip()
     return {**summary, "command_seconds": time.perf_counter() - begun}
 
