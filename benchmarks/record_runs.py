@@ -16,7 +16,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +56,12 @@ def main() -> int:
 
 
 def run(config: str, seed: int, output_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """One pipeline run in a process of its own; its summary, and the wall seconds of the command."""
+    """One pipeline run in a process of its own; its summary."""
     command = [sys.executable, "-m", "launch.cli", "pipeline", config, f"seed={seed}", f"output_dir={output_dir}"]
-    begun = time.perf_counter()
     subprocess.run([*command, *overrides], cwd=CHECKOUT, check=True)
     summary: dict[str, Any] = json.loads((output_dir / "summary.json").read_text())
     summary["command"] = f"rlhf-ray pipeline {config} seed={seed} {' '.join(overrides)}".strip()
-    return {**summary, "command_seconds": time.perf_counter() - begun}
+    return summary
 
 
 def without_runs(arguments: Sequence[str]) -> list[str]:
