@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,8 @@ def test_settings_that_the_readme_names_exist(monkeypatch: pytest.MonkeyPatch) -
 def test_the_readme_lists_every_module_with_its_first_sentence() -> None:
     missing = [line for line in layout() if line not in README]
     assert not missing, "python tests/layout.py prints the lines for the README"
+
+
+def test_the_measured_numbers_are_those_of_the_records() -> None:
+    check = [sys.executable, "benchmarks/readme_tables.py", "--check"]
+    assert subprocess.run(check, cwd=CHECKOUT, check=False).returncode == 0, "run benchmarks/readme_tables.py"

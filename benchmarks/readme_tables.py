@@ -1,0 +1,118 @@
+"""Write the README's measured tables from the records in benchmarks/results/: ``python benchmarks/readme_tables.py``.
+
+``--check`` writes nothing and exits with 1 where the README differs: a number there always has a record behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from record_runs import CHECKOUT, RESULTS, value
+
+from rlhf_ray.metrics.statistics import proportion_interval
+
+README = CHECKOUT / "README.md"
+BLOCK = re.compile(r"<!-- RESULTS -->.*<!-- /RESULTS -->", re.DOTALL)
+Run = Mapping[str, Any]
+
+
+def main() -> int:
+    before = README.read_text()
+    after = BLOCK.sub(lambda _: block(), before)
+    if "--check" in sys.argv:
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+def block() -> str:
+    parts = ["<!-- RESULTS -->", quickstart(), movie(), hh(), "<!-- /RESULTS -->"]
+    return "\n\n".join(parts)
+
+
+def quickstart() -> str:
+    record = load("quickstart")
+    runs = record["runs"]
+    rows: list[tuple[str, Callable[[Run], str]]] = [
+        ("held-out gold, 0 to 1: SFT -> PPO", lambda r: arrow(r, "gold", 3)),
+        ("gain", lambda r: f"{value(r, 'gold', 'ppo') - value(r, 'gold', 'sft'):+.3f}"),
+        ("reward model: held-out pairs right", lambda r: f"{r['reward_model']['accuracy']:.3f}"),
+        ("longer-is-better rule", lambda r: f"{r['reward_model']['length_rule_accuracy']:.3f}"),
+        ("KL from SFT, nats a token", lambda r: f"{value(r, 'kl_per_token', 'ppo'):.3f}"),
+        ("response length, tokens", lambda r: arrow(r, "tokens", 1)),
+        ("refusals, share", lambda r: arrow(r, "refused", 2)),
+        ("seconds, all stages", lambda r: f"{r['total_seconds']:.0f}"),
+        ("peak memory, GiB", lambda r: f"{r['peak_memory_bytes'] / 2**30:.1f}"),
+    ]
+    head = ["", *(f"seed {r['seed']}" for r in runs)]
+    text = (
+        f"Measured on {record['machine']['cores']} cores without a GPU; the seed makes the world too. "
+        f"`{record['command']}` prints it, and\n[benchmarks/results/quickstart.md](benchmarks/results/quickstart.md) "
+        f"is the whole record, with versions. {record['note']}"
+    )
+    return text + "\n\n" + table(head, [[title, *(cell(r) for r in runs)] for title, cell in rows])
+
+
+def movie() -> str:
+    runs, (without_kl,) = load("movie_sentiment")["runs"], load("movie_sentiment_kl0")["runs"]
+    rows = [
+        ("probability positive by the judge", "gold"),
+        ("reward model score (proxy)", "score"),
+        ("distinct word pairs", "distinct_2"),
+        ("repeated word triples", "repetition"),
+        ("KL, nats a response", "kl_per_response"),
+    ]
+    cells = [
+        [title, each(runs, key, "sft"), each(runs, key, "ppo"), f"{value(without_kl, key, 'ppo'):.2f}"]
+        for title, key in rows
+    ]
+    accuracy = "/".join(f"{r['reward_model']['accuracy']:.3f}" for r in runs)
+    rule = "/".join(f"{r['reward_model']['length_rule_accuracy']:.3f}" for r in runs)
+    text = (
+        f"People's movie ratings (`configs/movie_sentiment.yaml`, {len(runs)} seeds; the judge is a naive Bayes on data "
+        "that the reward model never saw, and\njudges the response alone):"
+    )
+    head = ["", "SFT", "PPO, KL 0.1", f"PPO, KL 0 (seed {without_kl['seed']})"]
+    closing = f"Reward model on held-out pairs: {accuracy}; longer-is-better rule {rule}."
+    return f"{text}\n\n{table(head, cells)}\n\n{closing}"
+
+
+def hh() -> str:
+    reward = load("hh_rlhf")["runs"][0]["reward_model"]
+    rows = {row["name"]: row for row in reward["accuracy_rows"]}
+    whole = rows["reward model, all pairs"]
+    interval = proportion_interval(whole["correct"], whole["total"])
+    longer, shorter = (rows[f"chosen is {name}"] for name in ("longer", "shorter"))
+    return (
+        "HH-RLHF, helpful (`configs/hh_rlhf.yaml`, one seed, a small model from scratch): the reward model is right on "
+        f"{interval.value:.3f}\n(95% interval {interval.low:.3f} to {interval.high:.3f}) of {whole['total']} "
+        f"prompt-disjoint pairs, the longer-is-better rule on {reward['length_rule_accuracy']:.3f};\n"
+        f"{longer['correct'] / longer['total']:.3f} where the chosen answer is the longer, "
+        f"{shorter['correct'] / shorter['total']:.3f} where it is the shorter: it has learned much of length."
+    )
+
+
+def load(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def arrow(run: Run, key: str, digits: int) -> str:
+    return f"{value(run, key, 'sft'):.{digits}f} -> {value(run, key, 'ppo'):.{digits}f}"
+
+
+def each(runs: Sequence[Run], key: str, model: str) -> str:
+    return "/".join(f"{value(run, key, model):.2f}" for run in runs)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
