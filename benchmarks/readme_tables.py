@@ -73,8 +73,8 @@ def movie() -> str:
     accuracy = "/".join(f"{r['reward_model']['accuracy']:.3f}" for r in runs)
     rule = "/".join(f"{r['reward_model']['length_rule_accuracy']:.3f}" for r in runs)
     text = (
-        f"People's movie ratings (`configs/movie_sentiment.yaml`, {len(runs)} seeds; the judge is a naive Bayes on data "
-        "that the reward model never saw, and\njudges the response alone):"
+        f"People's movie ratings (`configs/movie_sentiment.yaml`, {len(runs)} seeds; the judge is a naive Bayes on "
+        "data that the reward model never saw, and\njudges the response alone):"
     )
     head = ["", "SFT", "PPO, KL 0.1", f"PPO, KL 0 (seed {without_kl['seed']})"]
     closing = f"Reward model on held-out pairs: {accuracy}; longer-is-better rule {rule}."
