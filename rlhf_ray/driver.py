@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlhf_ray.algo.controllers import AdaptiveKL, FixedKL
-from rlhf_ray.config.ppo import KlConfig, PpoConfig
+from rlhf_ray.config.algorithm import KlConfig
+from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.errors import NumericsError, RlhfError
 from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings
 from rlhf_ray.roles import Generator, PpoTrainer, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
@@ -139,12 +140,13 @@ class Driver:
 
     def require_engines_agree(self, metrics: Metrics) -> None:
         """Stop when engine and trainer disagree about tokens they hold the same weights for."""
-        difference, limit = metrics["ppo/logprob_difference"], self.config.max_logprob_difference
+        difference, limit = metrics["ppo/logprob_difference"], self.config.contracts.max_logprob_difference
         if not difference <= limit:
             raise NumericsError(
                 f"engine and trainer log-probabilities differ by {difference:.4g} nats a token on average "
-                f"(ppo.max_logprob_difference is {limit:g}); the engine does not hold the weights that are trained, or "
-                "samples in another precision: compare weight_sync.transport and generation.dtype with training.dtype"
+                f"(ppo.contracts.max_logprob_difference is {limit:g}); the engine does not hold the weights that are "
+                "trained, or samples in another precision: compare weight_sync.transport and generation.dtype with "
+                "training.dtype"
             )
 
     # ---------------------------------------------------------------------------------------------------------- state

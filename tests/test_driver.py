@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_ray.config.ppo import KlConfig, PpoConfig
+from rlhf_ray.config.algorithm import KlConfig
+from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver import request_seed
 from rlhf_ray.errors import NumericsError, RlhfError
 from rlhf_ray.roles import RolloutShard
@@ -120,7 +121,9 @@ async def test_staleness_is_that_of_the_oldest_token() -> None:
 async def test_the_run_stops_before_the_sync_when_engine_and_trainer_disagree(difference: float) -> None:
     driver, world = make_driver(CONFIG)
     world.logprob_difference = difference
-    with pytest.raises(NumericsError, match=r"differ by (0\.011|nan) nats .*\(ppo\.max_logprob_difference is 0\.01\)"):
+    with pytest.raises(
+        NumericsError, match=r"differ by (0\.011|nan) nats .*\(ppo\.contracts\.max_logprob_difference is 0\.01\)"
+    ):
         await run_driver(driver)
     assert [e for e in world.events if e.startswith(("update", "sync"))] == ["sync 1", "update 1"]
 

@@ -56,7 +56,7 @@ def ppo(case: PpoCase, *, steps: Sequence[int]) -> tuple[Weights, Weights]:
                 error = torch.zeros(())
                 for i in rows:
                     ratio = (_response(case, policy, i, tiny.naive_logprobs, config.temperature) - old[i]).exp()
-                    clipped = ratio.clamp(1 - config.clip_ratio, 1 + config.clip_ratio)
+                    clipped = ratio.clamp(1 - config.loss.clip_ratio, 1 + config.loss.clip_ratio)
                     surrogate = surrogate - torch.minimum(ratio * advantages[i], clipped * advantages[i]).sum()
                     new = _response(case, critic, i, tiny.naive_values)
                     near = values[i] + (new - values[i]).clamp(-config.value_clip, config.value_clip)

@@ -5,42 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf_ray.config.algorithm import (
+    GROUPED,
+    WHITENED,
+    ContractConfig,
+    CorrectionConfig,
+    Estimator,
+    FilterConfig,
+    KlConfig,
+    LossConfig,
+)
 from rlhf_ray.config.checks import require, require_between, require_not_negative, require_positive
 from rlhf_ray.config.training import OptimizerConfig
 
 
 @dataclass(frozen=True)
-class KlConfig:
-    """The penalty on leaving the reference. ``adaptive`` moves the coefficient towards ``target`` nats a response."""
-
-    coef: float = 0.05
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    controller: Literal["fixed", "adaptive"] = "fixed"
-    target: float = 6.0
-    horizon: int = 10_000
-
-    def __post_init__(self) -> None:
-        require(
-            self.coef >= 0,
-            field="ppo.kl.coef",
-            value=self.coef,
-            rule="must not be negative",
-            remedy="use 0 for none",
-        )
-        require_positive(ppo__kl__target=self.target, ppo__kl__horizon=self.horizon)
-
-
-@dataclass(frozen=True)
 class PpoRewardConfig:
-    """What happens to a score before it becomes a reward. A clip of 0 means none."""
+    """What happens to a score before it becomes a reward, in this order. A clip or a penalty of 0 means none."""
 
+    normalise_scores: bool = False  # by the mean and deviation of all scores of the run so far
     score_clip: float = 0.0
-    whiten_rewards: bool = False
     missing_eos_penalty: float = 0.0
+    overlong_penalty: float = 0.0  # at ppo.max_response_tokens; grows linearly over the last overlong_tokens
+    overlong_tokens: int = 0
+    whiten_rewards: bool = False
 
     def __post_init__(self) -> None:
         require_between(0, 1e6, ppo__reward__score_clip=self.score_clip)
         require_between(0, 1e6, ppo__reward__missing_eos_penalty=self.missing_eos_penalty)
+        require_between(0, 1e6, ppo__reward__overlong_penalty=self.overlong_penalty)
+        require(
+            (self.overlong_tokens > 0) == (self.overlong_penalty > 0),
+            field="ppo.reward.overlong_tokens",
+            value=self.overlong_tokens,
+            rule=f"and ppo.reward.overlong_penalty ({self.overlong_penalty:g}) must both be positive or both be 0",
+            remedy="set both: over how many of the last tokens the penalty grows, and how large it becomes",
+        )
 
 
 def _constant(learning_rate: float) -> OptimizerConfig:
@@ -59,16 +59,21 @@ class PpoConfig:
     max_response_tokens: int = 48
     temperature: float = 1.0
 
+    advantages: Estimator = "gae"
     gamma: float = 1.0
     lam: float = 0.95
-    clip_ratio: float = 0.2
-    value_clip: float = 0.2
+    critic_lam: float | None = None  # lambda of the critic's targets (decoupled GAE); None: lam
+    value_clip: float = 0.2  # 0: none
     vf_coef: float = 1.0
-    whiten_advantages: bool = True
+    whiten_advantages: bool | None = None  # None: as the estimator's authors do
     entropy_coef: float = 0.0
 
+    loss: LossConfig = field(default_factory=LossConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     reward: PpoRewardConfig = field(default_factory=PpoRewardConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    contracts: ContractConfig = field(default_factory=ContractConfig)
     policy_optimizer: OptimizerConfig = field(default_factory=lambda: _constant(1e-4))
     critic_optimizer: OptimizerConfig = field(default_factory=lambda: _constant(3e-4))
     critic_initialise_from: Literal["reward_model", "sft"] = "reward_model"
@@ -79,7 +84,7 @@ class PpoConfig:
     checkpoint_every: int = 0  # steps between saved states; 0 saves none
     eval_every: int = 0  # steps between evaluations on held-out prompts; 0 never
     eval_prompts: int = 128
-    max_logprob_difference: float = 0.01  # mean |engine - trainer|; more stops the run
+    save_rollouts: bool = False  # of every step, for `rlhf-ray replay`
 
     def __post_init__(self) -> None:
         require_positive(
@@ -90,14 +95,14 @@ class PpoConfig:
             ppo__num_minibatches=self.num_minibatches,
             ppo__max_response_tokens=self.max_response_tokens,
             ppo__temperature=self.temperature,
-            ppo__clip_ratio=self.clip_ratio,
-            ppo__value_clip=self.value_clip,
             ppo__ptx_batch_size=self.ptx_batch_size,
             ppo__eval_prompts=self.eval_prompts,
-            ppo__max_logprob_difference=self.max_logprob_difference,
         )
         require_between(0, 1, ppo__gamma=self.gamma, ppo__lam=self.lam)
+        if self.critic_lam is not None:
+            require_between(0, 1, ppo__critic_lam=self.critic_lam)
         require_not_negative(
+            ppo__value_clip=self.value_clip,
             ppo__vf_coef=self.vf_coef,
             ppo__entropy_coef=self.entropy_coef,
             ppo__ptx_coef=self.ptx_coef,
@@ -117,6 +122,26 @@ class PpoConfig:
         self._require_divisor("num_minibatches", self.num_minibatches)
         self._require_divisor("responses_per_prompt", self.responses_per_prompt)
 
+        self._require_group()
+
+    def _require_group(self) -> None:
+        least = 2 if self.advantages in GROUPED or self.filter.enabled else 1
+        why = f"ppo.advantages={self.advantages}" if self.advantages in GROUPED else "ppo.filter"
+        require(
+            self.responses_per_prompt >= least,
+            field="ppo.responses_per_prompt",
+            value=self.responses_per_prompt,
+            rule=f"must be 2 or more: {why} compares the responses to one prompt",
+            remedy="try 4 or 8",
+        )
+        require(
+            self.critic_warmup_steps == 0 or self.has_critic,
+            field="ppo.critic_warmup_steps",
+            value=self.critic_warmup_steps,
+            rule=f"warms up a critic, and ppo.advantages={self.advantages} has none",
+            remedy="set it to 0",
+        )
+
     def _require_divisor(self, name: str, value: int) -> None:
         divisors = [d for d in range(1, self.rollouts_per_step + 1) if self.rollouts_per_step % d == 0]
         nearest = sorted(divisors, key=lambda d: (abs(d - value), d))[:2]
@@ -131,3 +156,11 @@ class PpoConfig:
     @property
     def prompts_per_step(self) -> int:
         return self.rollouts_per_step // self.responses_per_prompt
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantages == "gae"
+
+    @property
+    def whitens_advantages(self) -> bool:
+        return self.advantages in WHITENED if self.whiten_advantages is None else self.whiten_advantages

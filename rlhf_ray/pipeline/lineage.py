@@ -19,7 +19,7 @@ WITHOUT_EFFECT = (
     "training.threads_per_rank",
     "training.timeout_s",
     "ppo.checkpoint_every",
-    "ppo.max_logprob_difference",
+    "ppo.contracts.max_logprob_difference",
     "evaluation.num_shown",
 )
 # Settings that name files of people's own: what counts is what lies in them.

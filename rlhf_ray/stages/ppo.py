@@ -135,7 +135,7 @@ class PpoLearner:
             ref_logprobs=ref_logprobs,
             response_mask=batch.mask,
             kl_coef=work.kl_coef,
-            estimator=self.config.kl.estimator,
+            estimator=self.config.kl.estimator,  # type: ignore[arg-type]
         )
         self._log_rollouts(own, batch, old_logprobs, ref_logprobs, entropies, rewards, metrics)
         empty = torch.zeros_like(values)
@@ -179,7 +179,7 @@ class PpoLearner:
         _, of_returns = self._statistics(minibatches, lambda e: e.returns)
         _, of_errors = self._statistics(minibatches, lambda e: e.returns - e.values)
         metrics.add("ppo/explained_variance", 1.0 - float(of_errors) / max(float(of_returns), 1e-8), 1)
-        if not self.config.whiten_advantages:
+        if not self.config.whitens_advantages:
             return minibatches
         return _mapped(
             minibatches,
@@ -217,7 +217,7 @@ class PpoLearner:
                 old_logprobs=experience.old_logprobs,
                 advantages=experience.advantages,
                 response_mask=experience.batch.mask,
-                clip_ratio=self.config.clip_ratio,
+                clip_ratio=self.config.loss.clip_ratio,
             )
             objective = loss.loss - self.config.entropy_coef * entropies.sum()
             self.policy.backward(objective, minibatch.num_tokens)
@@ -250,7 +250,7 @@ class PpoLearner:
                 old_values=experience.values,
                 returns=experience.returns,
                 response_mask=experience.batch.mask,
-                value_clip=self.config.value_clip,
+                value_clip=self.config.value_clip or None,
             )
             self.critic.backward(self.config.vf_coef * loss.loss, minibatch.num_tokens)
             _log_loss(metrics, "ppo/value_loss", loss, {"value_clip_fraction": "ppo/value_clip_fraction"})

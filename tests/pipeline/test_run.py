@@ -153,7 +153,7 @@ async def test_settings_without_effect_on_a_result_redo_nothing(chain: Chain) ->
         "weight_sync.transport=nccl",
         "weight_sync.probe_tolerance=0.1",
         "ppo.checkpoint_every=3",
-        "ppo.max_logprob_difference=1",
+        "ppo.contracts.max_logprob_difference=1",
         "evaluation.num_shown=1",
     ]
     assert await chain.run(*indifferent) == ["check"]
@@ -204,7 +204,7 @@ async def test_unfinished_work_is_kept_for_the_same_settings_only(chain: Chain) 
         await chain.run()
     (chain.root / "ppo" / "state").write_text("step 5")
     with pytest.raises(RuntimeError):
-        await chain.run("ppo.checkpoint_every=1", "ppo.max_logprob_difference=0.5")
+        await chain.run("ppo.checkpoint_every=1", "ppo.contracts.max_logprob_difference=0.5")
     assert (chain.root / "ppo" / "state").exists()
     with pytest.raises(RuntimeError):
         await chain.run("ppo.kl.coef=0.9")

@@ -1,0 +1,1 @@
+"""Where scores come from: learned models, python functions and services, each with a weight."""
