@@ -12,7 +12,7 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import GenerationRequest, SamplingSettings
+from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
 from rlhf_ray.stages.ppo_plan import plan_ppo
 from rlhf_ray.stages.work import SequenceWork
@@ -194,11 +194,11 @@ class RewardModelGroup:
         self._timeout_s = timeout_s
         self._next = 0
 
-    async def score(self, shard: RolloutShard) -> tuple[float, ...]:
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
         self._next += 1
         replica = self._next % len(self._replicas)
         ref = self._replicas[replica].score.remote(shard.rollouts)
         scores: tuple[float, ...] = await answer(
             ref, who=f"reward model {replica}", verb="score", timeout_s=self._timeout_s
         )
-        return scores
+        return tuple(Score(total=score, parts={"reward_model": score}) for score in scores)

@@ -113,7 +113,7 @@ class Driver:
 
     async def scored(self, shard: RolloutShard) -> ScoredShard:
         ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
-        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
+        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, tuple(score.total for score in scores))
 
     async def sync_weights(self) -> Metrics:
         """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""

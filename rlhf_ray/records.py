@@ -156,6 +156,21 @@ class RolloutSummary:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What the reward sources say of one rollout.
+
+    ``total`` is what the response earns at its end: the weighted sum of ``parts``, which are by source and before
+    weights. It is NaN where the rollout failed; ``failed`` then names the sources and their reasons. ``step_rewards``
+    are earned on the way and come on top of ``total``: (index into the response, value), weighted, in order of index.
+    """
+
+    total: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    failed: str = ""
+    step_rewards: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class AdaptersOff:
     """Stands where reference log-probabilities would: the reference is the policy without its adapters (LoRA)."""
 

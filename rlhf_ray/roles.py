@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings
+from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings, Score
 
 Ref: TypeAlias = Any
 
@@ -60,8 +60,8 @@ class Reference(Protocol):
 
 
 class RewardModel(Protocol):
-    async def score(self, shard: RolloutShard) -> tuple[float, ...]:
-        """Normalised scores, one a rollout, in the order of the shard."""
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
+        """One score a rollout, in the order of the shard. What cannot be scored is marked as failed, never left out."""
         ...
 
 

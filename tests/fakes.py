@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver import Driver, Metrics, Roles
-from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings
+from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard, SyncReport
 
 Arrange = Callable[[list[list[GenerationRequest]]], list[list[GenerationRequest]]]
@@ -97,9 +97,9 @@ class FakeRewardModel:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def score(self, shard: RolloutShard) -> tuple[float, ...]:
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
         self._world.note("score")
-        return tuple(weight + seed / 2**31 for seed, weight in shard.rollouts)
+        return tuple(Score(weight + seed / 2**31) for seed, weight in shard.rollouts)
 
 
 class FakeTrainer:

@@ -13,6 +13,7 @@ from rlhf_ray.config.algorithm import KlConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver import request_seed
 from rlhf_ray.errors import NumericsError, RlhfError
+from rlhf_ray.records import Score
 from rlhf_ray.roles import RolloutShard
 from tests.fakes import Arrange, FakeRewardModel, World, as_they_are, make_driver, reverse, run_driver, shuffled
 
@@ -130,7 +131,7 @@ async def test_the_run_stops_before_the_sync_when_engine_and_trainer_disagree(di
 
 async def test_a_failing_reward_model_stops_the_step_and_leaves_nothing_running() -> None:
     class Broken(FakeRewardModel):
-        async def score(self, shard: RolloutShard) -> tuple[float, ...]:
+        async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
             if shard.summaries[0].order == 0:
                 raise RlhfError("reward model 0 died")
             await asyncio.sleep(60)

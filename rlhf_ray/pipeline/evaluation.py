@@ -99,7 +99,7 @@ class HeldOut:
         if isinstance(ref_logprobs, AdaptersOff):  # nobody but the trainer knows the reference
             ref_logprobs = [np.full_like(rollout.rollout_logprobs, np.nan) for rollout in fetched.rollouts]
         return [
-            self._grade(rollout, score, float(np.sum(rollout.rollout_logprobs - logprobs)))
+            self._grade(rollout, score.total, float(np.sum(rollout.rollout_logprobs - logprobs)))
             for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
         ]
 

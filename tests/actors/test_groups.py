@@ -238,7 +238,7 @@ async def test_replicas_take_turns() -> None:
     handles = [FakeHandle(Server(number)) for number in range(3)]
     rewards, references = RewardModelGroup(handles, timeout_s=5), ReferenceGroup(handles)
     shard = RolloutShard((summary(0),), "block")
-    scores = [(await rewards.score(shard))[0] for _ in range(6)]
+    scores = [(await rewards.score(shard))[0].total for _ in range(6)]
     assert sorted(scores[:3]) == sorted(scores[3:]) == [0.0, 1.0, 2.0]
     assert len({await (await references.logprobs(shard)) for _ in range(3)}) == 3
 
