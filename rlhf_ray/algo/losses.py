@@ -1,20 +1,24 @@
 """Losses as sums with their weights, so that no split into ranks or micro-batches changes a gradient.
 
-Every loss returns ``LossSums``. The caller adds up the weights of a whole minibatch, over its micro-batches and all
-ranks, and divides by that global weight: the gradient is then that of the mean over the minibatch, however it was cut.
+Here are the critic, language modelling and the ranking of pairs; ``policy_losses`` holds those of the policy. Every
+loss returns ``LossSums``. The caller adds up the weights of a whole minibatch, over its micro-batches and all ranks,
+and divides by that global weight: the gradient is then that of the mean over the minibatch, however it was cut. For
+another mean than that over tokens, ``aggregation_weights`` weigh each token and ``aggregation_total`` is divided by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_ray.algo.kl import MAX_LOG_RATIO, kl_estimate
 from rlhf_ray.algo.masked import masked_sum
+
+Aggregation: TypeAlias = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
 @dataclass(frozen=True)
@@ -32,46 +36,37 @@ class LossSums:
     maxima: Mapping[str, Tensor] = field(default_factory=dict)  # name -> detached float64 scalar: combine by max
 
 
-def policy_loss(
-    *,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
-    clip_ratio: float,
-    clip_ratio_high: float | None = None,
-) -> LossSums:
-    """Return the clipped surrogate of PPO (Schulman et al. 2017, eq. 7), negated and summed over sampled tokens.
+def aggregation_weights(*, response_mask: Tensor, aggregation: Aggregation) -> Tensor:
+    """Return the weight of each token's loss [B, S], float64: 1 / length of the row, or 1; 0 outside the mask."""
+    _check_aggregation(aggregation)
+    weights = response_mask.double()
+    if aggregation == "sequence_mean":
+        weights = weights / response_mask.sum(-1, keepdim=True).clamp(min=1)
+    return weights
 
-    ``logprobs`` [B, S] carry the gradient; ``old_logprobs``, ``advantages`` [B, S] are constants. The ratio new/old is
-    clipped to [1 - clip_ratio, 1 + clip_ratio_high], where no ``clip_ratio_high`` means ``clip_ratio``. In the metrics
-    ``clip_fraction`` counts the tokens whose gradient the clip removes; ``approx_kl_k1`` and ``approx_kl_k3`` estimate
-    KL(old || new). The log-ratio is cut at +-20 before exp.
+
+def aggregation_total(*, aggregation: Aggregation, num_tokens: int, num_sequences: int, constant: int) -> float:
+    """Return what the weighted sum of a whole minibatch, on all ranks, is divided by.
+
+    token_mean      tokens                  every token counts once (Yu et al. 2025, eq. 8)
+    sequence_mean   sequences               the mean over responses of the mean over tokens (Shao et al. 2024, eq. 3)
+    sequence_sum    sequences               the mean over responses of the sum over tokens
+    constant        sequences * constant    the same divided by a fixed length (Dr. GRPO: Liu et al. 2025)
     """
-    if clip_ratio < 0 or (clip_ratio_high is not None and clip_ratio_high < 0):
-        raise ValueError(f"clip_ratio ({clip_ratio}) and clip_ratio_high ({clip_ratio_high}) must be 0 or more")
-    zeros = torch.zeros_like(logprobs)
-    old_logprobs, advantages = old_logprobs.detach(), advantages.detach()
-    log_ratio = torch.where(response_mask, logprobs - old_logprobs, zeros)
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    high = clip_ratio if clip_ratio_high is None else clip_ratio_high
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_ratio, 1 + high)
+    _check_aggregation(aggregation)
+    if aggregation == "token_mean":
+        return float(num_tokens)
+    if aggregation == "constant":
+        if constant < 1:
+            raise ValueError(f"constant ({constant}) must be at least 1 token; take the longest response allowed")
+        return float(num_sequences * constant)
+    return float(num_sequences)
 
-    old_of_new = {"logprobs": zeros, "ref_logprobs": log_ratio.detach()}  # only the difference counts
-    per_token = {
-        "clip_fraction": clipped > unclipped,
-        "approx_kl_k1": kl_estimate(estimator="k1", **old_of_new),
-        "approx_kl_k3": kl_estimate(estimator="k3", **old_of_new),
-        "ratio": ratio,
-    }
-    ratio_max = torch.where(response_mask, ratio.detach(), zeros).max() if ratio.numel() else zeros.sum()
-    return LossSums(
-        loss=masked_sum(values=torch.maximum(unclipped, clipped), mask=response_mask),
-        weight=response_mask.sum().double(),
-        metrics=_token_metrics(per_token, response_mask),
-        maxima={"ratio_max": ratio_max.detach().double()},
-    )
+
+def _check_aggregation(aggregation: Aggregation) -> None:
+    known = ("token_mean", "sequence_mean", "sequence_sum", "constant")
+    if aggregation not in known:
+        raise ValueError(f"aggregation ({aggregation!r}) must be one of {', '.join(map(repr, known))}")
 
 
 def value_loss(
@@ -106,7 +101,7 @@ def value_loss(
     return LossSums(
         loss=0.5 * masked_sum(values=loss, mask=response_mask),
         weight=response_mask.sum().double(),
-        metrics=_token_metrics(per_token, response_mask),
+        metrics=token_metrics(per_token, response_mask),
     )
 
 
@@ -127,7 +122,7 @@ def language_modelling_loss(*, logprobs: Tensor, mask: Tensor) -> LossSums:
     return LossSums(
         loss=-masked_sum(values=logprobs, mask=mask),
         weight=mask.sum().double(),
-        metrics=_token_metrics({"negative_log_likelihood": -logprobs}, mask),
+        metrics=token_metrics({"negative_log_likelihood": -logprobs}, mask),
     )
 
 
@@ -164,7 +159,8 @@ def bradley_terry_loss(
     return LossSums(loss=(weights * per_pair).sum(), weight=weight, metrics=metrics)
 
 
-def _token_metrics(per_token: Mapping[str, Tensor], mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def token_metrics(per_token: Mapping[str, Tensor], mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return name -> (sum under ``mask``, number of tokens), detached and in float64; all tensors [...]."""
     weight = mask.sum().double()
     return {
         name: (masked_sum(values=values.detach().double(), mask=mask), weight) for name, values in per_token.items()

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algo.advantages import gae
-from rlhf_ray.algo.losses import LossSums, language_modelling_loss, policy_loss, value_loss
+from rlhf_ray.algo.losses import LossSums, language_modelling_loss, value_loss
 from rlhf_ray.algo.masked import mean_and_variance, moments, whiten
+from rlhf_ray.algo.policy_losses import policy_loss
 from rlhf_ray.algo.rewards import clip_scores, penalise_missing_eos, shape_rewards, whiten_rewards
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
