@@ -109,9 +109,12 @@ class Scope:
         """The frozen reference: servers of its own, or the trainer with its adapters off."""
         if self._config.training.lora.enabled:
             return AdapterReference(ray.put(AdaptersOff()))
-        return await self.reference_servers(model_path, self._config.ppo.temperature)
+        exact = self._config.ppo.kl.estimator == "exact"
+        return await self.reference_servers(model_path, self._config.ppo.temperature, whole_distributions=exact)
 
-    async def reference_servers(self, model_path: str, temperature: float) -> ReferenceGroup:
+    async def reference_servers(
+        self, model_path: str, temperature: float, *, whole_distributions: bool = False
+    ) -> ReferenceGroup:
         """The frozen reference as servers of its own, for responses sampled at ``temperature``."""
         server = self._config.reference
         arguments = {
@@ -125,7 +128,7 @@ class Scope:
         environment = server_environment(self._device, server.threads_per_replica)
         replicas = await self._start(ReferenceActor, arguments, wanted, environment, "SPREAD")
         await self._answers("reference", "ready", [replica.ready.remote() for replica in replicas])
-        return ReferenceGroup(replicas)
+        return ReferenceGroup(replicas, whole_distributions=whole_distributions)
 
     async def reward_model(self, model_path: str, model: ModelConfig) -> RewardModelGroup:
         """The frozen reward model."""

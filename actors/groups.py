@@ -14,7 +14,8 @@ from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
-from rlhf_ray.stages.ppo_plan import plan_ppo
+from rlhf_ray.selection import pairs_of
+from rlhf_ray.stages.ppo_plan import plan_ppo, with_sample_size
 from rlhf_ray.stages.work import SequenceWork
 
 
@@ -86,12 +87,17 @@ class PpoTrainerGroup:
         self._seed = seed
         self._demonstrations = demonstrations
 
-    async def update(self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float) -> Mapping[str, float]:
+    async def update(
+        self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
+    ) -> Mapping[str, float]:
         """Run one PPO step. The result depends on the rollouts and not on the order in which shards came."""
         shards = sorted(shards, key=lambda shard: shard.summaries[0].order)
+        pairs = pairs_of(shards)
         works = plan_ppo(
-            summaries=[s for shard in shards for s in shard.summaries],
-            scores=[score for shard in shards for score in shard.scores],
+            summaries=[summary for summary, _ in pairs],
+            scores=[score.total for _, score in pairs],
+            step_rewards={summary.order: score.step_rewards for summary, score in pairs if score.step_rewards},
+            baselines=baselines,
             config=self._config,
             num_ranks=len(self.group.ranks),
             max_tokens=self.group.config.max_tokens_per_micro_batch,
@@ -101,7 +107,7 @@ class PpoTrainerGroup:
             ptx=self._demonstrations(step),
         )
         blocks = [_blocks_of(shards, set(work.scores)) for work in works]
-        return (await self.group.update_with(works, blocks)).means()
+        return with_sample_size((await self.group.update_with(works, blocks)).means())
 
     async def save(self, directory: str) -> None:
         await self.group.save(directory)
@@ -167,13 +173,16 @@ class GeneratorGroup:
 class ReferenceGroup:
     """Replicas of the frozen reference, used in turn."""
 
-    def __init__(self, replicas: Sequence[Any]) -> None:
+    def __init__(self, replicas: Sequence[Any], *, whole_distributions: bool = False) -> None:
         self._replicas = list(replicas)
+        self._whole_distributions = whole_distributions
         self._next = 0
 
     async def logprobs(self, shard: RolloutShard) -> Ref:
         self._next += 1
-        return self._replicas[self._next % len(self._replicas)].logprobs.remote(shard.rollouts)
+        replica = self._replicas[self._next % len(self._replicas)]
+        verb = replica.distributions if self._whole_distributions else replica.logprobs
+        return verb.remote(shard.rollouts)
 
 
 class AdapterReference:

@@ -22,6 +22,9 @@ class ReferenceActor:
     def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
         return self._engine.logprobs(rollouts)
 
+    def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
+        return self._engine.distributions(rollouts)
+
 
 class RewardModelActor:
     """``arguments`` are those of RewardModelEngine."""

@@ -9,28 +9,36 @@ prompts ──> generator ──> rollouts ──┬──> reference ───�
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from rlhf_ray.algo.controllers import AdaptiveKL, FixedKL
+from rlhf_ray.algo.running import RunningMoments
 from rlhf_ray.config.algorithm import KlConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.errors import NumericsError, RlhfError
 from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings
 from rlhf_ray.roles import Generator, PpoTrainer, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
+from rlhf_ray.selection import kept_where, normalised, num_groups, pairs_of, with_signal, without_failed
+from rlhf_ray.stages.ppo_plan import shaped_scores
 
 Metrics = Mapping[str, float]
+MAX_OVERSAMPLING = 16  # of ppo.filter.oversampling: keeps the places of different rounds apart
 
 
 class PromptSource(Protocol):
-    """Gives batches of prompts for ever; its place is part of the run's state."""
+    """Gives prompts for ever; its place is part of the run's state."""
 
-    def next_batch(self) -> Sequence[Prompt]: ...
+    def next_prompts(self, count: int) -> Sequence[Prompt]:
+        """The next ``count`` prompts, their ``order`` counted from 0."""
+        ...
 
     def state(self) -> Mapping[str, object]: ...
 
@@ -48,11 +56,33 @@ class Roles:
     weights: WeightSync
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """A step's rollouts: all that were sampled, and those that are trained on."""
+
+    sampled: tuple[ScoredShard, ...]
+    trained: tuple[ScoredShard, ...]
+    baselines: Mapping[str, float]  # ReMax: by prompt, the score of its greedy response
+    rounds: int
+
+    @property
+    def num_trained(self) -> int:
+        return sum(len(shard.summaries) for shard in self.trained)
+
+
 class Driver:
     """Coordinates rollouts, scoring, updates and weight sync, one step at a time (schedule ``sync``)."""
 
     def __init__(
-        self, *, roles: Roles, prompts: PromptSource, config: PpoConfig, settings: SamplingSettings, seed: int
+        self,
+        *,
+        roles: Roles,
+        prompts: PromptSource,
+        config: PpoConfig,
+        settings: SamplingSettings,
+        seed: int,
+        max_failed_fraction: float = 0.25,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.generator = roles.generator
         self.reference = roles.reference
@@ -65,7 +95,10 @@ class Driver:
         self.seed = seed
         self.steps_done = 0
         self.policy_version = 0
+        self.max_failed_fraction = max_failed_fraction
+        self.warn = warn
         self.kl_controller = make_kl_controller(config.kl)
+        self.score_moments = RunningMoments()
 
     async def run(self, after_step: Callable[[int, Metrics], Awaitable[None]]) -> None:
         """Train until ``config.num_steps`` steps are done, calling ``after_step(step, metrics)`` after each."""
@@ -77,23 +110,50 @@ class Driver:
     async def step(self) -> Metrics:
         """Sample, score, update, sync."""
         clock = PhaseClock()
-        requests = self.next_requests()
-        shards = await self.collect(requests, clock)
+        batch = await self.collect(clock)
         with clock.phase("update"):
             metrics = await self.trainer.update(
-                step=self.steps_done + 1, shards=shards, kl_coef=self.kl_controller.coef
+                step=self.steps_done + 1,
+                shards=batch.trained,
+                kl_coef=self.kl_controller.coef,
+                baselines=batch.baselines,
             )
-        metrics = {**summarise(shards, self.policy_version), **metrics, "ppo/kl_coef": self.kl_controller.coef}
+        metrics = {**summarise(batch, self.policy_version), **metrics, "ppo/kl_coef": self.kl_controller.coef}
         self.require_engines_agree(metrics)
         self.kl_controller = self.kl_controller.updated(
-            observed_kl=metrics["ppo/kl_per_response"], num_samples=len(requests)
+            observed_kl=metrics["ppo/kl_per_response"], num_samples=batch.num_trained
         )
         self.steps_done += 1
         with clock.phase("sync"):
             synced = await self.sync_weights()
-        return {**metrics, **synced, **clock.metrics(shards)}
+        return {**metrics, **synced, **clock.metrics(batch.sampled)}
 
-    async def collect(self, requests: Sequence[GenerationRequest], clock: PhaseClock) -> list[ScoredShard]:
+    async def collect(self, clock: PhaseClock) -> StepBatch:
+        """Rounds of sampling and scoring, until there are enough groups to learn from. Without a filter it is one."""
+        rule, wanted = self.config.filter, self.config.prompts_per_step
+        sampled: list[ScoredShard] = []
+        baselines: dict[str, float] = {}
+        for number in range(rule.max_rounds if rule.enabled else 1):
+            missing = wanted - num_groups(with_signal(scored_shards(sampled)))
+            prompts = self.next_prompts(math.ceil(missing * rule.oversampling), number)
+            shards, greedy = await asyncio.gather(
+                self.sample(self.requests_for(prompts, number), clock), self.greedy_baselines(prompts)
+            )
+            sampled += shards
+            baselines |= greedy
+            if not rule.enabled or num_groups(with_signal(scored_shards(sampled))) >= wanted:
+                break
+        trained = without_failed(sampled, self.max_failed_fraction)
+        if self.config.advantages == "remax":
+            trained = kept_where(trained, lambda summary, _: summary.prompt_id in baselines)
+        informative = with_signal(trained) if rule.enabled else trained
+        if sum(len(shard.summaries) for shard in informative) >= self.config.num_minibatches:
+            trained = informative  # else groups without signal fill up: they weigh nothing
+        if self.config.reward.normalise_scores:
+            trained, self.score_moments = normalised(trained, self.score_moments)
+        return StepBatch(tuple(sampled), tuple(trained), baselines, rounds=number + 1)
+
+    async def sample(self, requests: Sequence[GenerationRequest], clock: PhaseClock) -> list[ScoredShard]:
         """Sample every request; each shard is scored while the others are still being sampled.
 
         The order of arrival ends here: shards come back in the order of their rollouts.
@@ -113,7 +173,24 @@ class Driver:
 
     async def scored(self, shard: RolloutShard) -> ScoredShard:
         ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
-        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, tuple(score.total for score in scores))
+        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
+
+    async def greedy_baselines(self, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """ReMax: what the likeliest response to each prompt scores. A prompt whose response fails has no baseline."""
+        if self.config.advantages != "remax":
+            return {}
+        requests = [
+            GenerationRequest(f"{self.steps_done + 1}/{p.prompt_id}/greedy", p.prompt_id, p.order, p.token_ids, seed=0)
+            for p in prompts
+        ]
+        baselines = {}
+        async for shard in self.generator.generate(requests, replace(self.settings, temperature=0.0)):
+            scores = await self.reward_model.score(shard)
+            shaped = shaped_scores(shard.summaries, [score.total for score in scores], self.config)
+            for summary, score, value in zip(shard.summaries, scores, shaped, strict=True):
+                if not score.failed:
+                    baselines[summary.prompt_id] = value
+        return baselines
 
     async def sync_weights(self) -> Metrics:
         """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""
@@ -121,15 +198,22 @@ class Driver:
         self.policy_version = report.version
         return {"ppo/sync_bytes": float(report.num_bytes)}
 
-    def next_requests(self) -> list[GenerationRequest]:
-        """The step's prompts, each ``responses_per_prompt`` times, every one with a seed of its own."""
+    def next_prompts(self, count: int, number: int) -> list[Prompt]:
+        """The prompts of round ``number``; their places follow those of the rounds before."""
+        first = number * self.config.prompts_per_step * MAX_OVERSAMPLING
+        return [replace(p, order=first + p.order) for p in self.prompts.next_prompts(count)]
+
+    def requests_for(self, prompts: Sequence[Prompt], number: int) -> list[GenerationRequest]:
+        """Each prompt ``responses_per_prompt`` times, every one with a seed of its own."""
         requests = []
-        for prompt in self.prompts.next_batch():
+        for prompt in prompts:
             for sample in range(self.config.responses_per_prompt):
                 order = prompt.order * self.config.responses_per_prompt + sample
                 requests.append(
                     GenerationRequest(
-                        rollout_id=f"{self.steps_done + 1}/{prompt.prompt_id}/{sample}",
+                        rollout_id="/".join(
+                            [f"{self.steps_done + 1}", prompt.prompt_id, *["again"] * number, f"{sample}"]
+                        ),
                         prompt_id=prompt.prompt_id,
                         order=order,
                         prompt_ids=prompt.token_ids,
@@ -139,14 +223,19 @@ class Driver:
         return requests
 
     def require_engines_agree(self, metrics: Metrics) -> None:
-        """Stop when engine and trainer disagree about tokens they hold the same weights for."""
-        difference, limit = metrics["ppo/logprob_difference"], self.config.contracts.max_logprob_difference
-        if not difference <= limit:
+        """Stop when engine and trainer disagree about tokens they hold the same weights for; warn well before."""
+        difference, contracts = metrics["ppo/logprob_difference"], self.config.contracts
+        found = f"engine and trainer log-probabilities differ by {difference:.4g} nats a token on average"
+        if not difference <= contracts.max_logprob_difference:
             raise NumericsError(
-                f"engine and trainer log-probabilities differ by {difference:.4g} nats a token on average "
-                f"(ppo.contracts.max_logprob_difference is {limit:g}); the engine does not hold the weights that are "
-                "trained, or samples in another precision: compare weight_sync.transport and generation.dtype with "
-                "training.dtype"
+                f"{found} (ppo.contracts.max_logprob_difference is {contracts.max_logprob_difference:g}); the engine "
+                "does not hold the weights that are trained, or samples in another precision: compare "
+                "weight_sync.transport and generation.dtype with training.dtype"
+            )
+        if difference > contracts.warn_logprob_difference:
+            self.warn(
+                f"step {self.steps_done + 1}: {found} (ppo.contracts.warn_logprob_difference is "
+                f"{contracts.warn_logprob_difference:g}; at {contracts.max_logprob_difference:g} the run stops)"
             )
 
     # ---------------------------------------------------------------------------------------------------------- state
@@ -157,6 +246,7 @@ class Driver:
             "policy_version": self.policy_version,
             "prompts": dict(self.prompts.state()),
             "kl_controller": self.kl_controller.state(),
+            "score_moments": self.score_moments.state(),
             "seed": self.seed,
         }
 
@@ -170,6 +260,7 @@ class Driver:
         self.policy_version = int(state["policy_version"])
         self.prompts.restore(state["prompts"])
         self.kl_controller = type(self.kl_controller).from_state(state["kl_controller"])
+        self.score_moments = RunningMoments.from_state(state["score_moments"])
 
 
 def make_kl_controller(config: KlConfig) -> FixedKL | AdaptiveKL:
@@ -183,20 +274,30 @@ def request_seed(seed: int, step: int, order: int) -> int:
     return int(np.random.SeedSequence([seed, step, order]).generate_state(1)[0]) >> 1
 
 
-def summarise(shards: Sequence[ScoredShard], policy_version: int) -> dict[str, float]:
+def summarise(batch: StepBatch, policy_version: int) -> dict[str, float]:
     """What summaries and scores alone say about a step: the same bits however the step was cut into shards."""
-    pairs = [pair for shard in shards for pair in zip(shard.summaries, shard.scores, strict=True)]
-    pairs.sort(key=lambda pair: pair[0].order)  # a floating-point sum depends on the order of its terms
+    pairs = pairs_of(scored_shards(batch.sampled))  # in order: a floating-point sum depends on the order of its terms
     summaries = [summary for summary, _ in pairs]
-    scores = np.array([score for _, score in pairs], dtype=np.float64)
+    scores = np.array([score.total for _, score in pairs], dtype=np.float64)
+    sources = sorted({source for _, score in pairs for source in score.parts})
+    num_sampled = sum(len(shard.summaries) for shard in batch.sampled)
     return {
         "ppo/score_mean": float(scores.mean()),
         "ppo/score_std": float(scores.std()),
+        **{f"reward/{s}": float(np.mean([score.parts[s] for _, score in pairs if s in score.parts])) for s in sources},
+        "ppo/failed_fraction": 1.0 - len(pairs) / num_sampled,
+        "ppo/trained_fraction": batch.num_trained / num_sampled,
+        "ppo/sampling_rounds": float(batch.rounds),
         "ppo/response_length": float(np.mean([s.response_length for s in summaries])),
         "ppo/finished_fraction": float(np.mean([s.finish_reason == "stop" for s in summaries])),
         "ppo/policy_version": float(policy_version),
         "ppo/staleness": float(policy_version - min(s.policy_version for s in summaries)),
     }
+
+
+def scored_shards(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
+    """The shards without what could not be scored."""
+    return kept_where(shards, lambda _, score: not score.failed)
 
 
 class PhaseClock:
@@ -210,7 +311,7 @@ class PhaseClock:
     def phase(self, name: str) -> Iterator[None]:
         begun = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - begun
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begun
 
     def metrics(self, shards: Sequence[ScoredShard]) -> dict[str, float]:
         """``time/<phase>`` in seconds and the rates that follow from them."""

@@ -35,3 +35,7 @@ class WeightSyncError(RlhfError):
 
 class NumericsError(RlhfError):
     """A loss, gradient or log-probability is not a finite number."""
+
+
+class RewardError(RlhfError):
+    """Too many rollouts of a step could not be scored."""

@@ -30,7 +30,7 @@ class ScoredShard:
     summaries: tuple[RolloutSummary, ...]
     rollouts: Ref
     ref_logprobs: Ref
-    scores: tuple[float, ...]
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,13 @@ class RewardModel(Protocol):
 
 
 class PpoTrainer(Protocol):
-    async def update(self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float) -> Mapping[str, float]:
-        """Run the PPO epochs of one step; return the means of its metrics."""
+    async def update(
+        self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """Run the epochs of one step on the rollouts that the shards' summaries name; return the means of its metrics.
+
+        ``baselines`` are scores by prompt that are taken away (ReMax), or none.
+        """
         ...
 
     async def save_state(self, directory: str, tag: str) -> None: ...

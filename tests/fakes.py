@@ -108,11 +108,13 @@ class FakeTrainer:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def update(self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float) -> Mapping[str, float]:
+    async def update(
+        self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
+    ) -> Mapping[str, float]:
         self._world.note(f"update {step}")
         for shard in shards:
             for score in shard.scores:
-                self._world.weight = 0.9 * self._world.weight + 0.1 * score - 0.01 * kl_coef
+                self._world.weight = 0.9 * self._world.weight + 0.1 * score.total - 0.01 * kl_coef
         kl = 5.0 + self._world.weight if self._world.kl is None else self._world.kl
         return {"ppo/logprob_difference": self._world.logprob_difference, "ppo/kl_per_response": kl}
 
@@ -144,9 +146,9 @@ class FakePrompts:
         self.batch_size = batch_size
         self.position = 0
 
-    def next_batch(self) -> list[Prompt]:
-        numbers = range(self.position, self.position + self.batch_size)
-        self.position += self.batch_size
+    def next_prompts(self, count: int) -> list[Prompt]:
+        numbers = range(self.position, self.position + count)
+        self.position += count
         return [Prompt(f"p{n}", np.array([n, n], dtype=np.int32), order=i) for i, n in enumerate(numbers)]
 
     def state(self) -> Mapping[str, object]:

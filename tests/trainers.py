@@ -64,6 +64,10 @@ def whole_weights(engine: TrainingEngine) -> Weights:
     return weights if engine.info.rank == 0 else {}
 
 
+def critic_weights(learner: PpoLearner) -> Weights:
+    return {} if learner.critic is None else whole_weights(learner.critic)
+
+
 @dataclass(frozen=True)
 class PpoCase:
     """A PPO trainer and its rollouts. Three rows a minibatch, one a micro-batch: one of two ranks has an empty one."""
@@ -122,7 +126,7 @@ def ppo_steps(info: RankInfo, case: PpoCase, steps: Sequence[int]) -> Outcome:
     shard_everything()
     learner = case.spec.build(info)
     metrics = [ppo_step(learner, case, step) for step in steps]
-    return Outcome(whole_weights(learner.policy), whole_weights(learner.critic), tuple(metrics))
+    return Outcome(whole_weights(learner.policy), critic_weights(learner), tuple(metrics))
 
 
 def resumed_ppo_steps(
@@ -137,7 +141,7 @@ def resumed_ppo_steps(
     fresh = case.spec.build(info)
     fresh.load_state(directory, "last")
     metrics = tuple(ppo_step(fresh, case, step) for step in then)
-    return Outcome(whole_weights(fresh.policy), whole_weights(fresh.critic), metrics)
+    return Outcome(whole_weights(fresh.policy), critic_weights(fresh), metrics)
 
 
 def ppo_step(learner: PpoLearner, case: PpoCase, step: int) -> MetricSums:
@@ -152,7 +156,7 @@ def ppo_step_in_blocks(info: RankInfo, case: PpoCase, *bounds: tuple[int, int]) 
     learner = case.spec.build(info)
     parts = [(list(case.rollouts[a:b]), tuple(case.references[a:b])) for a, b in bounds]
     metrics = learner.update(case.works(info.world_size, 1)[info.rank], *(block for part in parts for block in part))
-    return Outcome(whole_weights(learner.policy), whole_weights(learner.critic), (metrics,))
+    return Outcome(whole_weights(learner.policy), critic_weights(learner), (metrics,))
 
 
 def refused_ppo_step(info: RankInfo, case: PpoCase) -> tuple[str, Weights]:
@@ -214,7 +218,7 @@ def step_and_save(info: RankInfo, case: SupervisedCase, directory: str) -> Outco
     learner.save(directory)
     text = np.array([5, 17, 33, 2, 60, 9], dtype=np.int32)
     with learner.policy.inference():
-        logprobs, _ = learner.policy.forward(collate([TokenSequence(text, np.arange(6) > 0)]))
+        logprobs = learner.policy.forward(collate([TokenSequence(text, np.arange(6) > 0)]))[0]
     return Outcome(whole_weights(learner.policy), logprobs=tuple(logprobs[0, 1:].tolist()))
 
 
@@ -259,7 +263,7 @@ def backward(engine: TrainingEngine, factor: float = 1.0) -> None:
     sequences = tiny.sequences(2, seed=4)
     own = [s for i, s in enumerate(sequences) if i % engine.info.world_size == engine.info.rank]
     batch = collate(own)
-    logprobs, _ = engine.forward(batch)
+    logprobs = engine.forward(batch)[0]
     engine.backward(-factor * logprobs.sum(), sum(int(s.mask.sum()) for s in sequences))
 
 

@@ -51,6 +51,14 @@ def response_sequence(prompt_ids: IntArray, response_ids: IntArray) -> TokenSequ
     return TokenSequence(np.concatenate([prompt_ids, response_ids]).astype(np.int32), mask)
 
 
+def sampled_logprobs(reference: FloatArray, response_ids: IntArray) -> FloatArray:
+    """Log-probabilities [R] of the response's tokens, from themselves [R] or from whole distributions [R, V]."""
+    if reference.ndim == 1:
+        return reference
+    picked: FloatArray = np.take_along_axis(reference, response_ids[:, None].astype(np.int64), axis=1)[:, 0]
+    return picked
+
+
 def collate(sequences: Sequence[TokenSequence]) -> TokenBatch:
     """Pad to the longest with token 0, which attention never sees.
 

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rlhf_ray.algo.kl import exact_kl_from_logprobs
 from rlhf_ray.algo.logprobs import entropy, token_logprobs
 from rlhf_ray.config.model import ModelConfig, ScratchConfig
 from rlhf_ray.config.training import LoraConfig
@@ -50,18 +51,35 @@ class WrappedModel(nn.Module):
 class PolicyModule(WrappedModel):
     """A causal language model that answers with log-probabilities of the tokens that are there."""
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
-        """Return ``(logprobs, entropies)``, both [B, S] fp32 and 0 where ``batch.mask`` is False.
+    def forward(
+        self,
+        batch: TokenBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        against: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(logprobs, entropies, exact KL)``, all [B, S] fp32 and 0 where ``batch.mask`` is False.
 
-        Entropies cost another pass over the logits: without ``with_entropy`` they are all 0.
+        Entropies cost another pass over the logits: without ``with_entropy`` they are all 0. The KL is that to
+        ``against``, log-probabilities [N, V] at the N tokens that count; without them (or with none) it is all 0.
         """
         counted = batch.mask[:, 1:]
         logits = self.model.get_output_embeddings()(hidden_states(self.model, batch)[:, :-1][counted])  # [N, V]
         targets = batch.input_ids[:, 1:][counted]
         logprobs = _scatter(token_logprobs(logits=logits, targets=targets, temperature=temperature), batch.mask)
-        if not with_entropy:
-            return logprobs, torch.zeros_like(logprobs)
-        return logprobs, _scatter(entropy(logits=logits, temperature=temperature), batch.mask)
+        entropies = exact = torch.zeros_like(logprobs)
+        if with_entropy:
+            entropies = _scatter(entropy(logits=logits, temperature=temperature), batch.mask)
+        if against is not None and against.numel():
+            whole = (logits.float() / temperature).log_softmax(-1)
+            exact = _scatter(exact_kl_from_logprobs(logprobs=whole, ref_logprobs=against), batch.mask)
+        return logprobs, entropies, exact
+
+    def distributions(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """Return the log-probabilities [N, V] of the whole vocabulary at the N tokens that count. Vast: see callers."""
+        logits = self.model.get_output_embeddings()(hidden_states(self.model, batch)[:, :-1][batch.mask[:, 1:]])
+        logprobs: Tensor = (logits.float() / temperature).log_softmax(-1)
+        return logprobs
 
 
 class ValueModule(WrappedModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -61,6 +61,17 @@ class ReferenceEngine(_FrozenEngine):
             return row[: len(sequences[index])][torch.from_numpy(sequences[index].mask)].numpy().astype(np.float32)
 
         return self._map(sequences, lambda batch: self._module(batch, self._temperature)[0], read)
+
+    @torch.inference_mode()
+    def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
+        """Log-probabilities [R, V] of the whole vocabulary at each response token. For small vocabularies only."""
+        found: dict[int, FloatArray] = {}
+        for rows in pack_micro_batches([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self._max_tokens):
+            batch = collate([response_sequence(rollouts[i].prompt_ids, rollouts[i].response_ids) for i in rows])
+            whole = cast(PolicyModule, self._module).distributions(batch.to(self._device), self._temperature).cpu()
+            parts = torch.split(whole, [len(rollouts[i].response_ids) for i in rows])
+            found |= {i: part.numpy() for i, part in zip(rows, parts, strict=True)}
+        return tuple(found[i] for i in range(len(rollouts)))
 
 
 class RewardModelEngine(_FrozenEngine):

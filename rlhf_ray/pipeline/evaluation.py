@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ray.data.collate import sampled_logprobs
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.evaluation import PRINCIPAL_GRADE, GradedResponse, write_graded
 from rlhf_ray.metrics.progress import ProgressReport, progress
@@ -99,7 +100,11 @@ class HeldOut:
         if isinstance(ref_logprobs, AdaptersOff):  # nobody but the trainer knows the reference
             ref_logprobs = [np.full_like(rollout.rollout_logprobs, np.nan) for rollout in fetched.rollouts]
         return [
-            self._grade(rollout, score.total, float(np.sum(rollout.rollout_logprobs - logprobs)))
+            self._grade(
+                rollout,
+                score.total,
+                float(np.sum(rollout.rollout_logprobs - sampled_logprobs(logprobs, rollout.response_ids))),
+            )
             for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
         ]
 

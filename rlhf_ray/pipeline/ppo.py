@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ PROBE_TOKENS = 48
 
 
 class SampledPrompts:
-    """Batches of training prompts, epoch after epoch."""
+    """Training prompts in batches, epoch after epoch. What is left of a batch waits for whoever asks next."""
 
     def __init__(self, prompts: Sequence[Prompt], batch_size: int, seed: int) -> None:
         if batch_size > len(prompts):
@@ -42,17 +43,21 @@ class SampledPrompts:
         self._prompts = list(prompts)
         self._batch_size = batch_size
         self._sampler = ResumableSampler(len(prompts), batch_size, seed)
+        self._waiting: list[int] = []
 
-    def next_batch(self) -> list[Prompt]:
-        chosen = [self._prompts[i] for i in self._sampler.next_batch()]
-        return [Prompt(p.prompt_id, p.token_ids, order=order, kind=p.kind) for order, p in enumerate(chosen)]
+    def next_prompts(self, count: int) -> list[Prompt]:
+        while len(self._waiting) < count:
+            self._waiting += self._sampler.next_batch()
+        chosen, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [replace(self._prompts[i], order=order) for order, i in enumerate(chosen)]
 
     def state(self) -> Mapping[str, object]:
-        return self._sampler.state()
+        return {"sampler": self._sampler.state(), "waiting": list(self._waiting)}
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._waiting = [int(index) for index in state["waiting"]]
         self._sampler = ResumableSampler.from_state(
-            {name: int(str(value)) for name, value in state.items()},
+            {name: int(value) for name, value in state["sampler"].items()},
             num_items=len(self._prompts),
             batch_size=self._batch_size,
         )
@@ -70,7 +75,9 @@ async def train_ppo(context: Context) -> dict[str, Any]:
         settings = SamplingSettings(
             temperature=config.ppo.temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids
         )
-        driver = Driver(roles=roles, prompts=source, config=config.ppo, settings=settings, seed=config.seed)
+        driver = Driver(
+            roles=roles, prompts=source, config=config.ppo, settings=settings, seed=config.seed, warn=warned
+        )
         last = await PpoRun(context, driver, roles, scope).train()
         await roles.trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)
@@ -89,6 +96,7 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
         critic_model=model,
         training=context.config.training,
         ppo=ppo,
+        reference_path=sft,
     )
     trainer, generator, reference, reward_model = await asyncio.gather(
         scope.ppo_trainer(spec, demonstrations=pretraining_mix(context, tools)),
@@ -137,7 +145,7 @@ class PpoRun:
     async def _resume(self) -> int | None:
         saved, warnings = self._checkpoints.latest()
         for warning in warnings:
-            print(f"warning: {warning}", flush=True)
+            warned(warning)
         if saved is None:
             return None
         print(f"PPO resumes after step {saved.step} from {saved.directory}", flush=True)
@@ -168,6 +176,10 @@ class PpoRun:
             self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
         )
         return {**gold_metrics(responses), "time/evaluate": time.perf_counter() - begun}
+
+
+def warned(message: str) -> None:
+    print(f"warning: {message}", flush=True)
 
 
 class NoProgress:

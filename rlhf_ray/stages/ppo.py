@@ -1,18 +1,18 @@
-"""PPO on one rank: policy and critic learn from scored rollouts.
+"""PPO on one rank: the policy, and the critic where the estimator has one, learn from scored rollouts.
 
 The steps and their order are those of "Learning to summarize from human feedback" (Stiennon et al. 2020, section 3.4)
-and InstructGPT (Ouyang et al. 2022, section 3.5):
+and InstructGPT (Ouyang et al. 2022, section 3.5); other members of the family replace a line of them:
 
-    1. old log-probabilities and values of the sampled tokens, before any update
-    2. rewards: -kl_coef * KL(policy || reference) at each token, the score at the last
-    3. generalised advantage estimation; returns; advantages whitened over the step's global batch
-    4. epochs of minibatches: clipped policy loss, clipped value loss, optionally the demonstrations' loss (PPO-ptx)
+    1. old log-probabilities and values of the sampled tokens, before any update            (ppo_experience.py)
+    2. rewards: -kl_coef * KL(policy || reference) at each token, the score at the last     (ppo_experience.py)
+    3. advantages; returns; advantages whitened over the step's global batch                (ppo_advantages.py)
+    4. epochs of minibatches: surrogate loss, clipped value loss, optionally the demonstrations' loss (PPO-ptx)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,41 +20,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_ray.algo.advantages import gae
-from rlhf_ray.algo.losses import LossSums, language_modelling_loss, value_loss
-from rlhf_ray.algo.masked import mean_and_variance, moments, whiten
-from rlhf_ray.algo.policy_losses import policy_loss
-from rlhf_ray.algo.rewards import clip_scores, penalise_missing_eos, shape_rewards, whiten_rewards
+from rlhf_ray.algo.kl import KLLossEstimator, kl_loss_terms
+from rlhf_ray.algo.losses import LossSums, aggregation_total, language_modelling_loss, value_loss
+from rlhf_ray.algo.masked import masked_sum
+from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
-from rlhf_ray.data.collate import TokenBatch, TokenSequence, collate, response_sequence, spread
-from rlhf_ray.engines.models import DTYPES, PolicyModule, ValueModule, adapters_off, load_causal, load_scalar
+from rlhf_ray.data.collate import TokenSequence, collate
+from rlhf_ray.engines.models import DTYPES, PolicyModule, ValueModule, load_causal, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.errors import NumericsError
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import AdaptersOff, FloatArray, ReferenceBlock, Rollout
+from rlhf_ray.records import ReferenceBlock, Rollout
+from rlhf_ray.stages.ppo_advantages import Minibatches, with_advantages
+from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, rows_of
 from rlhf_ray.stages.ppo_plan import PpoMinibatch, PpoWork
 from rlhf_ray.stages.work import SequenceWork
 
-
-@dataclass(frozen=True)
-class Experience:
-    """One micro-batch, scored and ready to train on. All per-token tensors are [B, S] under the alignment rule."""
-
-    batch: TokenBatch
-    old_logprobs: Tensor
-    ref_logprobs: Tensor
-    values: Tensor
-    rewards: Tensor
-    advantages: Tensor
-    returns: Tensor
+SURROGATES: Mapping[str, Callable[..., LossSums]] = {"clip": policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
+LOGGED = {
+    "clip_fraction": "ppo/clip_fraction",
+    "approx_kl_k3": "ppo/approx_kl",
+    "dual_clip_fraction": "ppo/dual_clip_fraction",
+}
 
 
 @dataclass(frozen=True)
 class PpoSpec:
-    """What a trainer rank needs to build policy and critic."""
+    """What a trainer rank needs to build policy and critic. Without a critic ``critic_path`` is not read."""
 
     policy_path: str
     critic_path: str
@@ -62,6 +57,7 @@ class PpoSpec:
     critic_model: ModelConfig
     training: TrainingConfig
     ppo: PpoConfig
+    reference_path: str = ""  # what the frozen reference serves, where that is a server of its own
 
     def build(self, info: RankInfo) -> PpoLearner:
         updates = self.ppo.num_epochs * self.ppo.num_minibatches  # of a step
@@ -69,7 +65,6 @@ class PpoSpec:
         dtype = DTYPES[self.training.dtype]
         with sharded_loading(self.training):
             policy = load_causal(self.policy_path, self.policy_model, dtype, self.training.lora)
-            critic = load_scalar(self.critic_path, self.critic_model, dtype, self.training.lora)
         return PpoLearner(
             policy=TrainingEngine(
                 module=PolicyModule(policy),
@@ -78,174 +73,183 @@ class PpoSpec:
                 optimizer=self.ppo.policy_optimizer,
                 num_steps=policy_steps * updates,
             ),
-            critic=TrainingEngine(
-                module=ValueModule(critic),
-                info=info,
-                config=self.training,
-                optimizer=self.ppo.critic_optimizer,
-                num_steps=self.ppo.num_steps * updates,
-            ),
+            critic=self._critic(info, updates) if self.ppo.has_critic else None,
             config=self.ppo,
+            starts_as_reference=self.reference_path == self.policy_path or self.training.lora.enabled,
+        )
+
+    def _critic(self, info: RankInfo, updates: int) -> TrainingEngine:
+        with sharded_loading(self.training):
+            critic = load_scalar(self.critic_path, self.critic_model, DTYPES[self.training.dtype], self.training.lora)
+        return TrainingEngine(
+            module=ValueModule(critic),
+            info=info,
+            config=self.training,
+            optimizer=self.ppo.critic_optimizer,
+            num_steps=self.ppo.num_steps * updates,
         )
 
 
 class PpoLearner:
-    """One rank of the PPO trainer: two engines over the same ranks."""
+    """One rank of the PPO trainer: one engine, or two over the same ranks."""
 
-    def __init__(self, *, policy: TrainingEngine, critic: TrainingEngine, config: PpoConfig) -> None:
+    def __init__(
+        self,
+        *,
+        policy: TrainingEngine,
+        critic: TrainingEngine | None,
+        config: PpoConfig,
+        starts_as_reference: bool = False,
+    ) -> None:
         self.policy = policy
         self.critic = critic
         self.config = config
         self.device = policy.info.torch_device
+        self._starts_as_reference = starts_as_reference
+        self._first_kl_limit = config.contracts.first_kl_limit(policy.config.dtype)
 
     # ------------------------------------------------------------------------------------------------------ the step
     def update(self, work: PpoWork, *blocks: Sequence[Rollout] | ReferenceBlock) -> MetricSums:
-        """Run all PPO epochs of one step. ``blocks`` alternate: rollouts, then their reference log-probabilities.
+        """Run all epochs of one step. ``blocks`` alternate: rollouts, then their reference log-probabilities.
 
-        Raises NumericsError when a loss, a gradient or a log-probability is not finite.
+        Raises NumericsError when a loss, a gradient or a log-probability is not finite, or when old and new
+        log-probabilities differ before anything was learned.
         """
-        rows = _rows(blocks)
+        rows = rows_of(blocks)
         metrics = MetricSums()
+        maker = ExperienceMaker(self.policy, self.critic, self.config)
         experiences = [
-            [self._experience(micro, rows, work, metrics) for micro in minibatch.micro_batches]
+            [maker.make(micro, rows, work, metrics) for micro in minibatch.micro_batches]
             for minibatch in work.minibatches
         ]
         self._require_finite(experiences)
-        experiences = self._with_advantages(experiences, metrics)
+        self._require_reference(work.step, metrics)
+        experiences = with_advantages(experiences, work, self.config, metrics)
+        first = True
         for epoch in work.epochs:
             for index in epoch:
                 if work.train_policy:
-                    self._update_policy(experiences[index], work.minibatches[index], metrics)
-                self._update_critic(experiences[index], work.minibatches[index], metrics)
+                    self._update_policy(experiences[index], work.minibatches[index], work, metrics, first=first)
+                    first = False
+                if self.critic is not None:
+                    self._update_critic(self.critic, experiences[index], work.minibatches[index], metrics)
         return metrics
 
-    # --------------------------------------------------------------------------- 1 and 2: log-probabilities to rewards
-    def _experience(
-        self, orders: Sequence[int], rows: Mapping[int, _Row], work: PpoWork, metrics: MetricSums
-    ) -> Experience:
-        own = [rows[order] for order in orders]
-        batch = collate([response_sequence(r.rollout.prompt_ids, r.rollout.response_ids) for r in own]).to(self.device)
-        with self.policy.inference(), self.critic.inference():
-            old_logprobs, entropies = self.policy.forward(batch, self.config.temperature, with_entropy=True)
-            ref_logprobs = self._reference(own, batch)
-            values = self.critic.forward(batch)
-        scores = torch.tensor([work.scores[order] for order in orders], device=self.device)
-        rewards = shape_rewards(
-            scores=self._shaped_scores(scores, own) if own else torch.zeros(1, device=self.device),
-            logprobs=old_logprobs,
-            ref_logprobs=ref_logprobs,
-            response_mask=batch.mask,
-            kl_coef=work.kl_coef,
-            estimator=self.config.kl.estimator,  # type: ignore[arg-type]
-        )
-        self._log_rollouts(own, batch, old_logprobs, ref_logprobs, entropies, rewards, metrics)
-        empty = torch.zeros_like(values)
-        return Experience(batch, old_logprobs, ref_logprobs, values, rewards, empty, empty)
-
-    def _reference(self, own: Sequence[_Row], batch: TokenBatch) -> Tensor:
-        if self.policy.config.lora.enabled:  # every rank alike, also one without rows
-            with adapters_off(self.policy.module):
-                logprobs: Tensor = self.policy.forward(batch, self.config.temperature)[0]
-            return logprobs
-        return spread([r.ref_logprobs for r in own], batch).to(self.device)
-
-    def _shaped_scores(self, scores: Tensor, own: Sequence[_Row]) -> Tensor:
-        finished = torch.tensor([r.rollout.finish_reason == "stop" for r in own], device=self.device)
-        reward = self.config.reward
-        if reward.score_clip:
-            scores = clip_scores(scores=scores, limit=reward.score_clip)
-        return penalise_missing_eos(scores=scores, finished=finished, penalty=reward.missing_eos_penalty)
-
-    def _require_finite(self, minibatches: Sequence[Sequence[Experience]]) -> None:
+    def _require_finite(self, minibatches: Minibatches) -> None:
         """Raise on every rank alike, or the others would wait for the one that has stopped."""
-        parts = [e.old_logprobs + e.ref_logprobs + e.values for minibatch in minibatches for e in minibatch]
+        parts = [e.old_logprobs + e.ref_logprobs + e.values + e.rewards for m in minibatches for e in m]
         check = all_reduce_sum(torch.stack([0.0 * part.sum() for part in parts]).sum())
         if not torch.isfinite(check):
-            raise NumericsError("a log-probability or value of the sampled tokens is not finite")
+            raise NumericsError("a log-probability, value or reward of the sampled tokens is not finite")
 
-    # ------------------------------------------------------------------------------------------------- 3: advantages
-    def _with_advantages(self, minibatches: list[list[Experience]], metrics: MetricSums) -> list[list[Experience]]:
-        if self.config.reward.whiten_rewards:
-            mean, variance = self._statistics(minibatches, lambda e: e.rewards)
-            minibatches = _mapped(
-                minibatches,
-                lambda e: replace(
-                    e,
-                    rewards=whiten_rewards(rewards=e.rewards, response_mask=e.batch.mask, mean=mean, variance=variance),
-                ),
+    def _require_reference(self, step: int, metrics: MetricSums) -> None:
+        """The policy has not learned yet: its KL to a reference with the same weights is 0."""
+        if step != 1 or not self._starts_as_reference:
+            return
+        kl = self._global_mean(*metrics.sums["ppo/kl_k3"])
+        metrics.add("ppo/reference_kl_at_start", kl, 1)
+        if not kl <= self._first_kl_limit:
+            raise NumericsError(
+                f"before the first update the KL from policy to reference is {kl:.3g} nats a token, and both are the "
+                f"same model (ppo.contracts.max_first_kl is {self._first_kl_limit:g}): compare training.dtype with "
+                "reference.dtype, and the temperatures that both apply"
             )
-        minibatches = _mapped(minibatches, self._with_gae)
-        mean, variance = self._statistics(minibatches, lambda e: e.advantages)
-        metrics.add("ppo/advantage_std", float(variance.sqrt()), 1)
-        _, of_returns = self._statistics(minibatches, lambda e: e.returns)
-        _, of_errors = self._statistics(minibatches, lambda e: e.returns - e.values)
-        metrics.add("ppo/explained_variance", 1.0 - float(of_errors) / max(float(of_returns), 1e-8), 1)
-        if not self.config.whitens_advantages:
-            return minibatches
-        return _mapped(
-            minibatches,
-            lambda e: replace(
-                e, advantages=whiten(values=e.advantages, mask=e.batch.mask, mean=mean, variance=variance)
-            ),
-        )
 
-    def _with_gae(self, experience: Experience) -> Experience:
-        advantages, returns = gae(
-            rewards=experience.rewards,
-            values=experience.values,
-            response_mask=experience.batch.mask,
-            gamma=self.config.gamma,
-            lam=self.config.lam,
-        )
-        return replace(experience, advantages=advantages, returns=returns)
+    def _require_on_policy(self, total: float, tokens: float, metrics: MetricSums) -> None:
+        """Before the first update the ratio is 1: what trains is what gave the old log-probabilities."""
+        kl = self._global_mean(total, tokens)
+        metrics.add("ppo/first_kl", kl, 1)
+        if not kl <= self._first_kl_limit:
+            raise NumericsError(
+                f"before the step's first update the KL from old to new policy is {kl:.3g} nats a token and should be "
+                f"0 (ppo.contracts.max_first_kl is {self._first_kl_limit:g}): a layer behaves otherwise in training "
+                "(dropout?), or the kernels of forward passes with and without gradients differ"
+            )
 
-    def _statistics(
-        self, minibatches: Sequence[Sequence[Experience]], what: Callable[[Experience], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the sampled tokens of the step, on all ranks."""
-        own = [moments(values=what(e), mask=e.batch.mask) for minibatch in minibatches for e in minibatch]
-        return mean_and_variance(all_reduce_sum(torch.stack(own).sum(dim=0)))
+    def _global_mean(self, total: float, weight: float) -> float:
+        sums = all_reduce_sum(torch.tensor([total, weight], dtype=torch.float64, device=self.device))
+        return float(sums[0] / sums[1].clamp(min=1))
 
-    # --------------------------------------------------------------------------------------------- 4: policy and critic
-    def _update_policy(self, experiences: Sequence[Experience], minibatch: PpoMinibatch, metrics: MetricSums) -> None:
+    # --------------------------------------------------------------------------------------------- policy and critic
+    def _update_policy(
+        self,
+        experiences: Sequence[Experience],
+        minibatch: PpoMinibatch,
+        work: PpoWork,
+        metrics: MetricSums,
+        *,
+        first: bool,
+    ) -> None:
         metrics.add("ppo/learning_rate", self.policy.learning_rate, 1)
+        total = aggregation_total(
+            aggregation=self.config.loss.aggregation,
+            num_tokens=minibatch.num_tokens,
+            num_sequences=minibatch.num_sequences,
+            constant=self.config.max_response_tokens,
+        )
+        moved, tokens = 0.0, 0.0
         for experience in experiences:
-            logprobs, entropies = self.policy.forward(
-                experience.batch, self.config.temperature, with_entropy=self.config.entropy_coef > 0
-            )
-            loss = policy_loss(
-                logprobs=logprobs,
-                old_logprobs=experience.old_logprobs,
-                advantages=experience.advantages,
-                response_mask=experience.batch.mask,
-                clip_ratio=self.config.loss.clip_ratio,
-            )
-            objective = loss.loss - self.config.entropy_coef * entropies.sum()
-            self.policy.backward(objective, minibatch.num_tokens)
-            _log_loss(
-                metrics,
-                "ppo/policy_loss",
-                loss,
-                {"clip_fraction": "ppo/clip_fraction", "approx_kl_k3": "ppo/approx_kl"},
-            )
+            loss, others = self._objective(experience, work, metrics)
+            self.policy.backward(loss.loss + others, total)
+            _log_loss(metrics, "ppo/policy_loss", loss, LOGGED)
             metrics.maximum("ppo/ratio_max", float(loss.maxima["ratio_max"]))
+            moved += float(loss.metrics["approx_kl_k3"][0])
+            tokens += float(loss.metrics["approx_kl_k3"][1])
+        if first:
+            self._require_on_policy(moved, tokens, metrics)
         if minibatch.ptx is not None:
             self._pretraining_mix(minibatch.ptx, metrics)
         metrics.add("ppo/policy_grad_norm", self.policy.step(), 1)
+
+    def _objective(self, experience: Experience, work: PpoWork, metrics: MetricSums) -> tuple[LossSums, Tensor]:
+        """The surrogate, and what is added to it: the entropy bonus and the KL where it is part of the loss."""
+        config, mask = self.config, experience.batch.mask
+        logprobs, entropies, exact = self.policy.forward(
+            experience.batch,
+            config.temperature,
+            with_entropy=config.entropy_coef > 0,
+            against=experience.ref_distribution,
+        )
+        surrogate = {"dual_clip": config.loss.dual_clip} if config.loss.surrogate == "clip" else {}
+        loss = SURROGATES[config.loss.surrogate](
+            logprobs=logprobs,
+            old_logprobs=experience.old_logprobs,
+            advantages=experience.advantages,
+            response_mask=mask,
+            clip_ratio=config.loss.clip_ratio,
+            clip_ratio_high=config.loss.clip_ratio_high,
+            token_weights=experience.token_weights,
+            **surrogate,
+        )
+        others = -config.entropy_coef * (entropies * experience.aggregation).sum()
+        if config.kl.placement == "loss":
+            terms = exact
+            if config.kl.estimator != "exact":
+                terms = kl_loss_terms(
+                    logprobs=logprobs,
+                    old_logprobs=experience.old_logprobs,
+                    ref_logprobs=experience.ref_logprobs,
+                    estimator=cast(KLLossEstimator, config.kl.estimator),
+                )
+            others = others + work.kl_coef * masked_sum(values=terms * experience.aggregation, mask=mask)
+            metrics.add("ppo/kl_loss", float(masked_sum(values=terms.detach(), mask=mask)), float(mask.sum()))
+        return loss, others
 
     def _pretraining_mix(self, work: SequenceWork, metrics: MetricSums) -> None:
         """InstructGPT, equation 2: ptx_coef times the demonstrations' log-likelihood, in the same optimizer step."""
         for rows in work.micro_batches:
             batch = collate(rows).to(self.device)
-            logprobs, _ = self.policy.forward(batch)
+            logprobs = self.policy.forward(batch)[0]
             loss = language_modelling_loss(logprobs=logprobs, mask=batch.mask)
             self.policy.backward(self.config.ptx_coef * loss.loss, work.num_tokens)
             metrics.add("ppo/ptx_loss", float(loss.loss.detach()), float(loss.weight))
 
-    def _update_critic(self, experiences: Sequence[Experience], minibatch: PpoMinibatch, metrics: MetricSums) -> None:
-        metrics.add("ppo/critic_learning_rate", self.critic.learning_rate, 1)
+    def _update_critic(
+        self, critic: TrainingEngine, experiences: Sequence[Experience], minibatch: PpoMinibatch, metrics: MetricSums
+    ) -> None:
+        metrics.add("ppo/critic_learning_rate", critic.learning_rate, 1)
         for experience in experiences:
-            values = self.critic.forward(experience.batch)
+            values = critic.forward(experience.batch)
             loss = value_loss(
                 values=values,
                 old_values=experience.values,
@@ -253,34 +257,9 @@ class PpoLearner:
                 response_mask=experience.batch.mask,
                 value_clip=self.config.value_clip or None,
             )
-            self.critic.backward(self.config.vf_coef * loss.loss, minibatch.num_tokens)
+            critic.backward(self.config.vf_coef * loss.loss, minibatch.num_tokens)
             _log_loss(metrics, "ppo/value_loss", loss, {"value_clip_fraction": "ppo/value_clip_fraction"})
-        metrics.add("ppo/critic_grad_norm", self.critic.step(), 1)
-
-    # -------------------------------------------------------------------------------------------------------- metrics
-    def _log_rollouts(
-        self,
-        own: Sequence[_Row],
-        batch: TokenBatch,
-        logprobs: Tensor,
-        ref_logprobs: Tensor,
-        entropies: Tensor,
-        rewards: Tensor,
-        metrics: MetricSums,
-    ) -> None:
-        engine = spread([r.rollout.rollout_logprobs for r in own], batch).to(self.device)
-        difference = (logprobs - engine).abs().double()
-        kl = torch.where(batch.mask, logprobs - ref_logprobs, torch.zeros_like(logprobs)).double()
-        sums = [batch.mask.sum().double(), kl.sum(), entropies.double().sum(), rewards.double().sum(), difference.sum()]
-        tokens, kl_sum, entropy, reward, off = torch.stack(sums).tolist()
-        metrics.add("ppo/kl_per_token", kl_sum, tokens)
-        metrics.add("ppo/kl_per_response", kl_sum, len(own))
-        metrics.add("ppo/entropy", entropy, tokens)
-        metrics.add("ppo/reward_mean", reward, len(own))
-        metrics.add("ppo/logprob_difference", off, tokens)
-        metrics.maximum("ppo/logprob_difference_max", float(difference.max()))
-        if own:
-            metrics.add("ppo/padding_fraction", *batch.padding)
+        metrics.add("ppo/critic_grad_norm", critic.step(), 1)
 
     def probe(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of tokens 1, 2, ... of a text at temperature 1; every rank must call it."""
@@ -288,7 +267,7 @@ class PpoLearner:
         mask[0] = False
         batch = collate([TokenSequence(np.array(token_ids, dtype=np.int32), mask)]).to(self.device)
         with self.policy.inference():
-            logprobs, _ = self.policy.forward(batch)
+            logprobs = self.policy.forward(batch)[0]
         return [float(value) for value in logprobs[0, 1:]]
 
     # ---------------------------------------------------------------------------------------------------------- state
@@ -297,39 +276,16 @@ class PpoLearner:
         self.policy.save_pretrained(Path(directory))
 
     def save_state(self, directory: str, tag: str) -> None:
-        """Write both engines' parameters and optimizers; every rank must call it."""
+        """Write the engines' parameters and optimizers; every rank must call it."""
         self.policy.save_state(Path(directory) / "policy", tag)
-        self.critic.save_state(Path(directory) / "critic", tag)
+        if self.critic is not None:
+            self.critic.save_state(Path(directory) / "critic", tag)
 
     def load_state(self, directory: str, tag: str) -> None:
         """Restore what :meth:`save_state` wrote."""
         self.policy.load_state(Path(directory) / "policy", tag)
-        self.critic.load_state(Path(directory) / "critic", tag)
-
-
-@dataclass(frozen=True)
-class _Row:
-    rollout: Rollout
-    ref_logprobs: FloatArray
-
-
-def _rows(blocks: Sequence[Sequence[Rollout] | ReferenceBlock]) -> dict[int, _Row]:
-    """Rollouts by order, with their reference log-probabilities."""
-    rows: dict[int, _Row] = {}
-    for block, references in zip(blocks[0::2], blocks[1::2], strict=True):
-        rollouts = cast(Sequence[Rollout], block)
-        if isinstance(references, AdaptersOff):
-            rows |= {r.order: _Row(r, r.rollout_logprobs) for r in rollouts}  # the reference is computed here
-        else:
-            pairs = zip(rollouts, cast(Sequence[FloatArray], references), strict=True)
-            rows |= {r.order: _Row(r, ref_logprobs) for r, ref_logprobs in pairs}
-    return rows
-
-
-def _mapped(
-    minibatches: Sequence[Sequence[Experience]], change: Callable[[Experience], Experience]
-) -> list[list[Experience]]:
-    return [[change(e) for e in minibatch] for minibatch in minibatches]
+        if self.critic is not None:
+            self.critic.load_state(Path(directory) / "critic", tag)
 
 
 def _log_loss(metrics: MetricSums, name: str, loss: LossSums, others: Mapping[str, str]) -> None:

@@ -61,7 +61,7 @@ class SftLearner:
 
     def _backward(self, rows: Sequence[TokenSequence], num_tokens: int, metrics: MetricSums) -> None:
         batch = collate(rows).to(self.policy.info.torch_device)
-        logprobs, _ = self.policy.forward(batch)
+        logprobs = self.policy.forward(batch)[0]
         loss = language_modelling_loss(logprobs=logprobs, mask=batch.mask)
         self.policy.backward(loss.loss, num_tokens)
         metrics.add("sft/loss", float(loss.loss.detach()), float(loss.weight))
@@ -72,7 +72,7 @@ class SftLearner:
         with self.policy.inference():
             for rows in work.micro_batches:
                 batch = collate(rows).to(self.policy.info.torch_device)
-                logprobs, _ = self.policy.forward(batch)
+                logprobs = self.policy.forward(batch)[0]
                 loss = language_modelling_loss(logprobs=logprobs, mask=batch.mask)
                 metrics.add("sft/heldout_loss", float(loss.loss), float(loss.weight))
         return metrics

@@ -16,7 +16,7 @@ from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.errors import RlhfError
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings
+from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import RolloutShard, ScoredShard
 from tests.actors.fakes import FakeHandle
 
@@ -145,6 +145,8 @@ class Rank:
         self.calls.append(("update", self.number, work, blocks))
         sums = MetricSums()
         sums.add("loss", total=10.0 * (self.number + 1), weight=1 + 3 * self.number)
+        sums.add("ppo/rollout_weight_mean", total=4.0, weight=4)
+        sums.add("ppo/rollout_weights_squared", total=8.0, weight=4)
         return sums
 
     def score(self, work: Any) -> list[tuple[int, tuple[float, ...]]]:
@@ -169,7 +171,7 @@ async def test_all_ranks_join_at_the_address_of_the_first() -> None:
 async def test_a_mean_over_ranks_weighs_each_item_once() -> None:
     group, calls = trainer_of(2)
     sums = await group.update(["work 0", "work 1"])
-    assert sums.means() == {"loss": pytest.approx((10.0 + 20.0) / (1 + 4))}
+    assert sums.means()["loss"] == pytest.approx((10.0 + 20.0) / (1 + 4))
     assert [call[1:3] for call in calls] == [(0, "work 0"), (1, "work 1")]
 
 
@@ -190,14 +192,14 @@ async def test_the_probe_is_answered_by_the_first_rank_and_run_by_all() -> None:
 def scored(first: int, count: int) -> ScoredShard:
     orders = range(first, first + count)
     summaries = tuple(summary(order) for order in orders)
-    return ScoredShard(summaries, f"rollouts {first}", f"ref {first}", tuple(order / 8 for order in orders))
+    return ScoredShard(summaries, f"rollouts {first}", f"ref {first}", tuple(Score(order / 8) for order in orders))
 
 
 async def ppo_calls(shards: Sequence[ScoredShard], num_ranks: int) -> list[tuple[Any, ...]]:
     group, calls = trainer_of(num_ranks)
     config = PpoConfig(rollouts_per_step=8, num_minibatches=2)
     await PpoTrainerGroup(group, config, seed=0, demonstrations=lambda step: ()).update(
-        step=1, shards=shards, kl_coef=0.1
+        step=1, shards=shards, kl_coef=0.1, baselines={}
     )
     return calls
 

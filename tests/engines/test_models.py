@@ -47,7 +47,7 @@ def test_token_logprobs_are_those_of_each_sequence_alone(family: str, tied: bool
     batch = collate(RAGGED)
     with torch.no_grad():
         rows = [tiny.naive_logprobs(model, s.token_ids, 0.7) for s in RAGGED]
-        logprobs, _ = PolicyModule(model)(batch, 0.7)
+        logprobs = PolicyModule(model)(batch, 0.7)[0]
     assert torch.allclose(logprobs, expected(rows, batch), atol=5e-6)
     assert float(logprobs.min()) < -3.0
 
@@ -56,7 +56,7 @@ def test_an_off_by_one_in_the_positions_would_be_seen() -> None:
     model, batch = tiny.causal_model(), collate(RAGGED)
     with torch.no_grad():
         rows = [tiny.naive_logprobs(model, s.token_ids).roll(1) for s in RAGGED]
-        logprobs, _ = PolicyModule(model)(batch)
+        logprobs = PolicyModule(model)(batch)[0]
     assert float((logprobs - expected(rows, batch)).abs().max()) > 1.0
 
 
@@ -82,9 +82,9 @@ def test_the_score_is_that_of_transformers_own_classifier(family: str) -> None:
 def test_entropies_are_computed_on_request_and_carry_a_gradient() -> None:
     model, batch = tiny.causal_model(), collate(RAGGED)
     policy = PolicyModule(model)
-    _, none = policy(batch, 0.7)
+    _, none, _ = policy(batch, 0.7)
     assert float(none.abs().sum()) == 0.0
-    _, entropies = policy(batch, 0.7, with_entropy=True)
+    _, entropies, _ = policy(batch, 0.7, with_entropy=True)
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits / 0.7
         per_token = torch.distributions.Categorical(logits=logits).entropy()[:, :-1]
@@ -96,7 +96,7 @@ def test_entropies_are_computed_on_request_and_carry_a_gradient() -> None:
 
 def test_a_batch_without_rows_gives_zeros_with_a_graph() -> None:
     policy = PolicyModule(tiny.causal_model())
-    logprobs, _ = policy(collate([]))
+    logprobs = policy(collate([]))[0]
     logprobs.sum().backward()
     gradients = [p.grad for p in policy.parameters()]
     assert logprobs.tolist() == [[0.0, 0.0]]
@@ -149,8 +149,8 @@ def test_bfloat16_weights_answer_with_float32_logprobs(tmp_path: Path) -> None:
     path = tiny.saved(tiny.causal_model(), tmp_path)
     batch = collate(RAGGED)
     with torch.no_grad():
-        half, _ = PolicyModule(load_causal(path, ModelConfig(), torch.bfloat16))(batch)
-        full, _ = PolicyModule(load_causal(path, ModelConfig(), FLOAT))(batch)
+        half = PolicyModule(load_causal(path, ModelConfig(), torch.bfloat16))(batch)[0]
+        full = PolicyModule(load_causal(path, ModelConfig(), FLOAT))(batch)[0]
     assert half.dtype == torch.float32
     assert 0.0 < float((half - full).abs().mean()) < 0.05
 
@@ -165,9 +165,9 @@ def test_a_path_that_is_no_model_is_named(tmp_path: Path) -> None:
 def test_fresh_adapters_change_nothing_and_are_all_that_trains() -> None:
     model, batch = tiny.causal_model(), collate(RAGGED)
     with torch.no_grad():
-        before, _ = PolicyModule(model)(batch)
+        before = PolicyModule(model)(batch)[0]
         adapted = PolicyModule(with_adapters(model, LORA))
-        after, _ = adapted(batch)
+        after = adapted(batch)[0]
     assert torch.equal(before, after)
     assert {name.split(".")[-3] for name, p in adapted.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
 
@@ -175,11 +175,11 @@ def test_fresh_adapters_change_nothing_and_are_all_that_trains() -> None:
 def test_the_policy_without_its_adapters_is_the_model_before_them() -> None:
     model, batch = tiny.causal_model(), collate(RAGGED)
     with torch.no_grad():
-        before, _ = PolicyModule(model)(batch)
+        before = PolicyModule(model)(batch)[0]
         adapted = PolicyModule(stirred(with_adapters(model, LORA)))
         with adapters_off(adapted):
-            off, _ = adapted(batch)
-        on, _ = adapted(batch)
+            off = adapted(batch)[0]
+        on = adapted(batch)[0]
     assert torch.equal(before, off)
     assert float((on - off).abs().max()) > 0.1
 
@@ -224,3 +224,20 @@ def test_no_key_value_cache_is_built() -> None:
     model.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.past_key_values))
     PolicyModule(model)(collate(RAGGED))
     assert seen == [None]
+
+
+def test_the_exact_kl_is_that_of_the_whole_distributions_token_by_token() -> None:
+    policy, reference = PolicyModule(tiny.causal_model()), PolicyModule(tiny.causal_model(seed=3))
+    batch = collate(RAGGED)
+    with torch.no_grad():
+        against = reference.distributions(batch, 0.7)
+        _, _, exact = policy(batch, 0.7, against=against)
+        logits = [
+            m.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits / 0.7
+            for m in (policy, reference)
+        ]
+    p, q = (torch.distributions.Categorical(logits=x[:, :-1]) for x in logits)
+    expected = torch.distributions.kl_divergence(p, q)
+    assert torch.allclose(exact[:, 1:][batch.mask[:, 1:]], expected[batch.mask[:, 1:]], atol=1e-5)
+    assert exact.max() > 0.1
+    assert not exact[~batch.mask].any()

@@ -30,18 +30,18 @@ def prompts(count: int, length: int = 3) -> list[Prompt]:
 # -------------------------------------------------------------------------------------------------------------- prompts
 def test_every_prompt_comes_once_an_epoch_with_its_place_in_the_batch() -> None:
     source = SampledPrompts(prompts(6), batch_size=2, seed=0)
-    batches = [source.next_batch() for _ in range(3)]
+    batches = [source.next_prompts(2) for _ in range(3)]
     assert sorted(p.prompt_id for batch in batches for p in batch) == ["p0", "p1", "p2", "p3", "p4", "p5"]
     assert [[p.order for p in batch] for batch in batches] == [[0, 1]] * 3
 
 
-def test_a_restored_source_gives_the_very_next_batch() -> None:
+def test_a_restored_source_gives_the_very_next_prompts() -> None:
     source = SampledPrompts(prompts(7), batch_size=3, seed=1)
     for _ in range(4):
-        source.next_batch()
+        source.next_prompts(2)
     restored = SampledPrompts(prompts(7), batch_size=3, seed=1)
     restored.restore(source.state())
-    assert [p.prompt_id for p in restored.next_batch()] == [p.prompt_id for p in source.next_batch()]
+    assert [p.prompt_id for p in restored.next_prompts(3)] == [p.prompt_id for p in source.next_prompts(3)]
 
 
 def test_a_batch_larger_than_the_data_names_the_setting() -> None:

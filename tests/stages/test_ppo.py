@@ -20,8 +20,9 @@ from tests.trainers import PpoCase, largest_difference, means
 
 pytestmark = pytest.mark.integration
 
-# Measured over ZeRO 0 to 3 and 1 or 2 ranks: 5e-6 after 3 steps of 4 updates, at a learning rate of 3e-3.
-TOLERANCE = 3e-5
+# Measured over ZeRO 0 to 3 and 1 or 2 ranks, on two makes of processor: 5e-6 after 3 steps of 4 updates at a learning
+# rate of 3e-3, and 5e-5 with demonstrations mixed in. A wrong weight or a lost row gives 1e-3 and more.
+TOLERANCE = 2e-4
 ROLLOUTS = tiny.rollouts(6)
 
 
@@ -281,7 +282,7 @@ def test_a_reference_that_is_not_a_number_stops_every_rank(case: PpoCase, world_
     case = changed(replace(case, references=broken), zero_stage=zero_stage)
     answers = ranks(world_size).run(trainers.refused_ppo_step, case)
     assert [message for message, _ in answers] == [
-        "a log-probability or value of the sampled tokens is not finite"
+        "a log-probability, value or reward of the sampled tokens is not finite"
     ] * world_size
     assert largest_difference(answers[0][1], textbook.weights(tiny.causal_model())) == 0.0
 

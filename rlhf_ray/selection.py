@@ -1,0 +1,72 @@
+"""Which of a step's scored rollouts are trained on, and with which scores: arithmetic on summaries and scores."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from rlhf_ray.algo.running import RunningMoments
+from rlhf_ray.errors import RewardError
+from rlhf_ray.records import RolloutSummary, Score
+from rlhf_ray.roles import ScoredShard
+
+
+def pairs_of(shards: Sequence[ScoredShard]) -> list[tuple[RolloutSummary, Score]]:
+    """Every rollout with its score, in order: the same whatever way the step was cut into shards."""
+    pairs = [pair for shard in shards for pair in zip(shard.summaries, shard.scores, strict=True)]
+    return sorted(pairs, key=lambda pair: pair[0].order)
+
+
+def kept_where(shards: Sequence[ScoredShard], keep: Callable[[RolloutSummary, Score], bool]) -> list[ScoredShard]:
+    """The shards without the rollouts that ``keep`` refuses; what is refused is never sent to a trainer's plan."""
+    kept = []
+    for shard in shards:
+        pairs = [pair for pair in zip(shard.summaries, shard.scores, strict=True) if keep(*pair)]
+        if pairs:
+            summaries, scores = zip(*pairs, strict=True)
+            kept.append(replace(shard, summaries=summaries, scores=scores))
+    return kept
+
+
+def without_failed(shards: Sequence[ScoredShard], max_failed_fraction: float) -> list[ScoredShard]:
+    """The shards without the rollouts that could not be scored.
+
+    Raises RewardError where more than ``max_failed_fraction`` of them could not.
+    """
+    pairs = pairs_of(shards)
+    failed = [score.failed for _, score in pairs if score.failed]
+    if len(failed) > max_failed_fraction * len(pairs):
+        raise RewardError(
+            f"{len(failed)} of {len(pairs)} rollouts of the step could not be scored, more than "
+            f"rewards.max_failed_fraction ({max_failed_fraction:g}); the first: {failed[0]}"
+        )
+    return kept_where(shards, lambda _, score: not score.failed)
+
+
+def with_signal(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
+    """The shards without the groups whose responses all score the same: from them nothing can be learned."""
+    totals: dict[str, set[float]] = defaultdict(set)
+    for summary, score in pairs_of(shards):
+        totals[summary.prompt_id].add(score.total + math.fsum(value for _, value in score.step_rewards))
+    return kept_where(shards, lambda summary, _: len(totals[summary.prompt_id]) > 1)
+
+
+def num_groups(shards: Sequence[ScoredShard]) -> int:
+    return len({summary.prompt_id for shard in shards for summary in shard.summaries})
+
+
+def normalised(shards: Sequence[ScoredShard], seen: RunningMoments) -> tuple[list[ScoredShard], RunningMoments]:
+    """Scores less the mean and over the deviation of all scores of the run, these included; the moments after them."""
+    totals = torch.tensor([score.total for _, score in pairs_of(shards)], dtype=torch.float64)
+    seen = seen.updated(totals)
+    scale = 1.0 / max(seen.std, 1e-8)
+
+    def scaled(score: Score) -> Score:
+        steps = tuple((index, value * scale) for index, value in score.step_rewards)
+        return replace(score, total=(score.total - seen.mean) * scale, step_rewards=steps)
+
+    return [replace(shard, scores=tuple(scaled(score) for score in shard.scores)) for shard in shards], seen
