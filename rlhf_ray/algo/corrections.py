@@ -89,10 +89,13 @@ def _log_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, response_mask: 
     log_ratio = old_logprobs.detach().to(dtype) - rollout_logprobs.detach().to(dtype)
     if level == "token":
         return torch.where(response_mask, log_ratio, torch.zeros_like(log_ratio))
+    # Added up in float64: how far a row is padded decides the order of the sum, and must not move it over a bound.
     if level == "sequence":
-        return masked_sum(values=log_ratio, mask=response_mask, dim=-1)[:, None].expand_as(log_ratio)
+        of_row = masked_sum(values=log_ratio.double(), mask=response_mask, dim=-1)
+        return of_row.to(dtype)[:, None].expand_as(log_ratio)
     if level == "geometric":
-        return masked_mean(values=log_ratio, mask=response_mask, dim=-1)[:, None].expand_as(log_ratio)
+        of_row = masked_mean(values=log_ratio.double(), mask=response_mask, dim=-1)
+        return of_row.to(dtype)[:, None].expand_as(log_ratio)
     raise ValueError(f"level ({level!r}) must be one of 'token', 'sequence', 'geometric'")
 
 

@@ -66,8 +66,9 @@ def gspo_loss(
     ``advantages`` are constant in a row and ``token_weights`` are 1 / length, the gradient is that of eq. 5.
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, response_mask)
-    of_sequence = masked_mean(values=log_ratio.detach(), mask=response_mask, dim=-1)[:, None]
-    importance = of_sequence + (log_ratio - log_ratio.detach())  # the log of sg(s) * exp(logprob - sg(logprob))
+    # Added up in float64: how far a row is padded decides the order of the sum, and must not move it over a bound.
+    of_row = masked_mean(values=log_ratio.detach().double(), mask=response_mask, dim=-1).to(log_ratio.dtype)
+    importance = of_row[:, None] + (log_ratio - log_ratio.detach())  # the log of sg(s) * exp(logprob - sg(logprob))
     return _clipped_surrogate(
         log_ratio=log_ratio,
         importance=importance,

@@ -6,9 +6,13 @@ import statistics
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_ray.algo.masked import masked_mean, masked_sum, masked_var, mean_and_variance, moments, whiten
+from tests.algo import reference
+from tests.algo.ragged import EXAMPLES, flat, masks, numbers, rows, rubbish, seeds
 
 
 @pytest.fixture
@@ -70,6 +74,20 @@ def test_whitened_values_have_mean_zero_and_unit_variance(ragged: tuple[Tensor, 
     assert whitened[mask].mean().item() == pytest.approx(0.0, abs=1e-6)
     assert whitened[mask].var().item() == pytest.approx(1.0, rel=1e-5)
     assert not whitened[~mask].any()
+
+
+@EXAMPLES
+@given(mask=masks(), seed=seeds, outside=rubbish, shift_mean=st.booleans())
+def test_whitening_equals_the_statistics_module_on_the_selected_numbers(
+    mask: Tensor, seed: int, outside: float, shift_mean: bool
+) -> None:
+    (values,) = numbers(mask, seed, outside=outside)
+    mean, variance = mean_and_variance(moments(values=values, mask=mask))
+    found = whiten(values=values, mask=mask, mean=mean, variance=variance, shift_mean=shift_mean)
+    selected = flat(rows(values, mask))
+    expected = reference.whiten(selected, shift_mean=shift_mean) if selected else []
+    assert flat(rows(found, mask)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert not found[~mask].any()
 
 
 def test_whitening_can_keep_the_mean(ragged: tuple[Tensor, Tensor, list[float]]) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
+from rlhf_ray.algo.kl import KLEstimator
 from rlhf_ray.algo.masked import mean_and_variance, moments
 from rlhf_ray.algo.rewards import (
     clip_scores,
     last_token_mask,
+    overlong_penalty,
     penalise_missing_eos,
     shape_rewards,
     whiten_rewards,
 )
+from tests.algo import reference
+from tests.algo.ragged import EXAMPLES, masks, numbers, placed, rows, rubbish, seeds
 
 
 def test_rewards_of_one_response_by_hand() -> None:
@@ -38,6 +45,46 @@ def test_the_sum_of_the_rewards_is_the_penalised_score_of_the_paper() -> None:
     for row in range(5):
         log_ratio = sum(logprobs[row, t].item() - ref_logprobs[row, t].item() for t in range(8) if mask[row, t].item())
         assert rewards[row].sum().item() == pytest.approx(scores[row].item() - 0.2 * log_ratio)
+
+
+@EXAMPLES
+@given(
+    mask=masks(),
+    seed=seeds,
+    outside=rubbish,
+    estimator=st.sampled_from(["k1", "k2", "k3"]),
+    scale=st.sampled_from([1.0, 30.0]),
+)
+def test_rewards_equal_a_loop_over_the_sampled_tokens_whatever_stands_outside(
+    mask: Tensor, seed: int, outside: float, estimator: KLEstimator, scale: float
+) -> None:
+    logprobs, ref_logprobs, steps = numbers(mask, seed, names=3, scale=scale, outside=outside)
+    scores = torch.arange(len(mask), dtype=torch.float64) - 1.5
+    lists = zip(scores.tolist(), rows(logprobs, mask), rows(ref_logprobs, mask), rows(steps, mask), strict=True)
+    expected = [reference.shape_rewards(s, p, q, 0.1, estimator, step) for s, p, q, step in lists]
+    rewards = shape_rewards(
+        scores=scores,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        response_mask=mask,
+        kl_coef=0.1,
+        estimator=estimator,
+        step_rewards=steps,
+    )
+    torch.testing.assert_close(rewards, placed(expected, mask))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_without_a_coefficient_an_infinite_kl_adds_exactly_nothing(estimator: KLEstimator) -> None:
+    rewards = shape_rewards(
+        scores=torch.tensor([2.0]),
+        logprobs=torch.tensor([[-1.0, -torch.inf, -1.0]]),
+        ref_logprobs=torch.tensor([[-torch.inf, -1.0, torch.nan]]),
+        response_mask=torch.tensor([[True, True, True]]),
+        kl_coef=0.0,
+        estimator=estimator,
+    )
+    assert rewards.tolist() == [[0.0, 0.0, 2.0]]
 
 
 def test_the_score_stands_at_the_last_sampled_token_of_each_row() -> None:
@@ -74,6 +121,31 @@ def test_rewards_do_not_read_the_padding() -> None:
         estimator="k3",
     )
     assert rewards.tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(0, 0.0), (80, 0.0), (81, 0.1), (90, 1.0), (99, 1.9), (100, 2.0), (250, 2.0)]
+)
+def test_the_overlong_penalty_grows_over_the_last_tokens_allowed(length: int, expected: float) -> None:
+    found = overlong_penalty(lengths=torch.tensor([length]), max_tokens=100, overlong_tokens=20, penalty=2.0)
+    assert found.tolist() == pytest.approx([expected])
+
+
+@EXAMPLES
+@given(lengths=st.lists(st.integers(0, 64), min_size=1), limit=st.integers(1, 50), share=st.floats(0, 1))
+def test_the_overlong_penalty_equals_its_three_cases(lengths: list[int], limit: int, share: float) -> None:
+    overlong = max(1, round(share * limit))
+    found = overlong_penalty(lengths=torch.tensor(lengths), max_tokens=limit, overlong_tokens=overlong, penalty=0.7)
+    expected = [reference.overlong_penalty(length, limit, overlong, 0.7) for length in lengths]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_an_overlong_zone_that_does_not_fit_is_an_error() -> None:
+    for tokens in (0, 101):
+        with pytest.raises(ValueError, match=rf"overlong_tokens \({tokens}\)"):
+            overlong_penalty(lengths=torch.zeros(1), max_tokens=100, overlong_tokens=tokens, penalty=1.0)
+    with pytest.raises(ValueError, match=r"penalty \(-1.0\)"):
+        overlong_penalty(lengths=torch.zeros(1), max_tokens=100, overlong_tokens=20, penalty=-1.0)
 
 
 def test_a_response_that_was_cut_loses_the_penalty() -> None:
