@@ -68,7 +68,7 @@ def test_one_rank_agrees_with_a_textbook_loop(case: PpoCase, plain: trainers.Out
     assert largest_difference(plain.policy, policy) < TOLERANCE
     assert largest_difference(plain.critic, critic) < TOLERANCE
     untrained = textbook.weights(tiny.causal_model())
-    assert largest_difference(plain.policy, untrained) > 500 * TOLERANCE
+    assert largest_difference(plain.policy, untrained) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
