@@ -156,6 +156,19 @@ class RolloutSummary:
 
 
 @dataclass(frozen=True)
+class Graded:
+    """What one reward source says of one response: a score, or why there is none.
+
+    ``step_rewards`` are for what the response does on its way: (index of a response token, value). They are earned at
+    those tokens and come on top of ``score``, which is earned at the end.
+    """
+
+    score: float | None
+    step_rewards: tuple[tuple[int, float], ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True)
 class Score:
     """What the reward sources say of one rollout.
 

@@ -83,6 +83,17 @@ def test_formulas_import_torch_and_nothing_else_of_ours() -> None:
         assert not strangers, f"{path}: {strangers}"
 
 
+def test_rewards_know_records_errors_and_settings_and_nothing_else_of_ours() -> None:
+    allowed = ("rlhf_ray.rewards", "rlhf_ray.records", "rlhf_ray.errors", "rlhf_ray.config", "rlhf_ray.data")
+    for path in inside("rlhf_ray/rewards"):
+        ours = {name for name in imports(path) if name.split(".")[0] in OURS}
+        assert all(any(belongs_to(name, room) for room in allowed) for name in ours), f"{path}: {ours}"
+
+
+def test_the_process_of_a_reward_function_starts_light() -> None:
+    assert not loaded_after("import rlhf_ray.rewards.worker", ("torch", "transformers", "ray", "omegaconf", "httpx"))
+
+
 def test_importing_the_driver_loads_no_cluster_and_no_engine() -> None:
     assert not loaded_after("import rlhf_ray.driver", ("ray", "vllm", "deepspeed"))
 

@@ -14,6 +14,7 @@ from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.reward_model import ComparisonConfig, RewardModelConfig
+from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.sft import SftConfig
 from rlhf_ray.config.training import TrainingConfig
@@ -43,6 +44,7 @@ class RunConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -71,6 +73,22 @@ class RunConfig:
             rule=f"must not be below model.max_length ({self.model.max_length})",
             remedy="raise it, or leave it out",
         )
+        require(
+            self.rewards.uses_own_model or not self.ppo.has_critic or self.ppo.critic_initialise_from != "reward_model",
+            field="ppo.critic_initialise_from",
+            value=self.ppo.critic_initialise_from,
+            rule="needs the run's own reward model, and none of rewards.sources is it",
+            remedy="use ppo.critic_initialise_from=sft, or add a source of kind=model without a path",
+        )
+        for name, source in self.rewards.sources.items():
+            require(
+                source.kind == "model" or source.longest_call_s < self.cluster.actor_timeout_s,
+                field=f"rewards.sources.{name}.timeout_s",
+                value=source.timeout_s,
+                rule=f"lets one call take {source.longest_call_s:g} s, and an actor must answer within "
+                f"cluster.actor_timeout_s ({self.cluster.actor_timeout_s:g})",
+                remedy="lower one or raise the other",
+            )
         if self.model.path is None:
             longest = self.model.scratch.max_position_embeddings
             require(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config.load import load_config, to_yaml
+from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 
@@ -77,6 +78,31 @@ def test_a_base_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     with pytest.raises(ConfigError, match=r"CONFIG \('.*b\.yaml'\) is not a file"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_sources_of_rewards_are_named_in_files_and_overrides_alike(config_file: Path, tmp_path: Path) -> None:
+    config_file.write_text("rewards: {sources: {own: {weight: 0.5}, polite: {kind: function}}}\n")
+    overrides = ["function=regex_match", "arguments.pattern=please", "weight=2"]
+    config = load_config(config_file, [f"rewards.sources.polite.{override}" for override in overrides])
+    assert list(config.rewards.sources) == ["own", "polite"]
+    assert config.rewards.sources["polite"] == RewardSourceConfig(
+        kind="function", weight=2.0, function="regex_match", arguments={"pattern": "please"}
+    )
+    assert config.rewards.weights == {"own": 0.5, "polite": 2.0}
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load_config(resolved) == config
+
+
+def test_without_named_sources_the_runs_own_reward_model_is_the_only_one(config_file: Path) -> None:
+    rewards = load_config(config_file).rewards
+    assert (rewards.sources, rewards.weights) == ({}, {"reward_model": 1.0})
+    assert rewards.uses_own_model
+
+
+def test_an_unknown_key_of_a_source_suggests_the_nearest(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rewards\.sources\.a\.wieght .* did you mean rewards\.sources\.a\.weight\?"):
+        load_config(config_file, ["rewards.sources.a.wieght=2"])
 
 
 def test_what_was_resolved_reads_back_as_the_same(config_file: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ NOT_NEGATIVE = (
     "reference.cpus_per_replica",
     "reward_server.gpus_per_replica",
 )
+FUNCTION = ["rewards.sources.a.kind=function", "rewards.sources.a.function=exact_answer"]
 OTHER_RULES = (
     (["seed=-1"], r"^seed \(-1\) must lie between 0 and 2\*\*31 - 1; choose"),
     (["sft.num_epochs=-1"], r"^sft\.num_epochs \(-1\.0\) must lie between 0 and 1e\+06"),
@@ -124,6 +125,38 @@ OTHER_RULES = (
     (
         ["ppo.kl.controller=adaptive", "ppo.rollouts_per_step=100", "ppo.kl.horizon=20"],
         r"^ppo\.kl\.horizon \(20\) must exceed a fifth of ppo\.rollouts_per_step \(100\), .*; try 10000$",
+    ),
+    (["rewards.max_failed_fraction=2"], r"^rewards\.max_failed_fraction \(2\.0\) must lie between 0 and 1"),
+    (["rewards.sources.po-lite.weight=1"], r"^rewards\.sources \('po-lite'\) must have names of small letters"),
+    (["rewards.sources.a.weight=0"], r"^rewards\.sources\.a\.weight \(0\.0\) must be a finite number other than 0"),
+    (["rewards.sources.a.weight=.nan"], r"^rewards\.sources\.a\.weight \(nan\) must be a finite number"),
+    (["rewards.sources.a.timeout_s=0"], r"^rewards\.sources\.a\.timeout_s \(0\.0\) must be 0\.001 or more"),
+    (["rewards.sources.a.batch_size=0"], r"^rewards\.sources\.a\.batch_size \(0\) must be 1 or more"),
+    (["rewards.sources.a.num_workers=0"], r"^rewards\.sources\.a\.num_workers \(0\) must be 1 or more"),
+    (["rewards.sources.a.max_retries=-1"], r"^rewards\.sources\.a\.max_retries \(-1\) must be 0 or more"),
+    (["rewards.sources.a.kind=function"], r"^rewards\.sources\.a\.function \(''\) must be given for kind=function"),
+    (["rewards.sources.a.function=f"], r"^rewards\.sources\.a\.function \('f'\) belongs to kind=function, .* is model"),
+    (["rewards.sources.a.kind=http"], r"^rewards\.sources\.a\.url \(''\) must be an address that begins with http://"),
+    (["rewards.sources.a.kind=http", "rewards.sources.a.url=ftp://x"], r"^rewards\.sources\.a\.url \('ftp://x'\)"),
+    (
+        ["rewards.sources.a.arguments.sep=x"],
+        r"^rewards\.sources\.a\.arguments \(\['sep'\]\) are not arguments of a model",
+    ),
+    (
+        ["rewards.sources.a.arguments.step_separator=''"],
+        r"^rewards\.sources\.a\.arguments\.step_separator \(''\) must be",
+    ),
+    (
+        [*FUNCTION, "rewards.sources.a.arguments.facts=x"],
+        r"^rewards\.sources\.a\.arguments \(\['facts'\]\) are what every",
+    ),
+    (
+        FUNCTION,
+        r"^ppo\.critic_initialise_from \('reward_model'\) needs the run's own reward model, .*initialise_from=sft",
+    ),
+    (
+        [*FUNCTION, "rewards.sources.m.weight=1", "rewards.sources.a.timeout_s=300"],
+        r"^rewards\.sources\.a\.timeout_s \(300\.0\) lets one call take 600 s, .* cluster\.actor_timeout_s \(600\)",
     ),
     (["training.zero_stage=4"], r"^training\.zero_stage \(4\) must lie between 0 and 3"),
     (["training.offload_optimizer=true"], r"^training\.offload_optimizer \(True\) needs ZeRO .*zero_stage=2"),
@@ -205,6 +238,11 @@ def test_a_value_that_stands_in_two_sections_names_both(config_file: Path) -> No
         ["model.scratch.num_heads=8", "device=cuda"],
         ["model.path=some/model", "model.max_length=4096"],
         ["generation.max_model_len=128"],
+        [*FUNCTION, "ppo.critic_initialise_from=sft"],
+        [*FUNCTION, "ppo.advantages=reinforce_pp"],
+        [*FUNCTION, "rewards.sources.own.weight=-0.5"],
+        ["rewards.sources.a.kind=http", "rewards.sources.a.url=https://x/score", "ppo.critic_initialise_from=sft"],
+        ["rewards.sources.a.arguments.step_separator=x"],
     ],
     ids=" ".join,
 )
