@@ -69,13 +69,17 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The trainer group. ``max_tokens_per_micro_batch`` bounds rows x longest row, padding included."""
+    """The trainer group. ``max_tokens_per_micro_batch`` bounds rows x longest row, padding included.
+
+    In the ``packed`` layout the transformer sees a micro-batch's sequences end to end and no padding.
+    """
 
     num_ranks: int = 1
     zero_stage: int = 0
     offload_optimizer: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens_per_micro_batch: int = 4096
+    layout: Literal["padded", "packed"] = "padded"
     gradient_checkpointing: bool = False
     gradient_clipping: float = 1.0
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -42,10 +42,17 @@ class WrappedModel(nn.Module):
     """A Hugging Face model, perhaps with adapters, under a forward pass of ours."""
 
     model: PreTrainedModel
+    packed = False  # whether sequences are laid end to end, without padding, inside the transformer
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    def hidden_states(self, batch: TokenBatch) -> Tensor:
+        """What the last layer gives for every position, [B, S, H], 0 or anything on padding. No cache is built."""
+        if self.packed and bool(batch.attention_mask.any()):
+            return packed_hidden_states(self.model, batch)
+        return hidden_states(self.model, batch)
 
 
 class PolicyModule(WrappedModel):
@@ -64,7 +71,7 @@ class PolicyModule(WrappedModel):
         ``against``, log-probabilities [N, V] at the N tokens that count; without them (or with none) it is all 0.
         """
         counted = batch.mask[:, 1:]
-        logits = self.model.get_output_embeddings()(hidden_states(self.model, batch)[:, :-1][counted])  # [N, V]
+        logits = self.model.get_output_embeddings()(self.hidden_states(batch)[:, :-1][counted])  # [N, V]
         targets = batch.input_ids[:, 1:][counted]
         logprobs = _scatter(token_logprobs(logits=logits, targets=targets, temperature=temperature), batch.mask)
         entropies = exact = torch.zeros_like(logprobs)
@@ -77,7 +84,7 @@ class PolicyModule(WrappedModel):
 
     def distributions(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Return the log-probabilities [N, V] of the whole vocabulary at the N tokens that count. Vast: see callers."""
-        logits = self.model.get_output_embeddings()(hidden_states(self.model, batch)[:, :-1][batch.mask[:, 1:]])
+        logits = self.model.get_output_embeddings()(self.hidden_states(batch)[:, :-1][batch.mask[:, 1:]])
         logprobs: Tensor = (logits.float() / temperature).log_softmax(-1)
         return logprobs
 
@@ -87,7 +94,7 @@ class ValueModule(WrappedModel):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return values [B, S] fp32, 0 where ``batch.mask`` is False."""
-        hidden = hidden_states(self.model, batch)
+        hidden = self.hidden_states(batch)
         values = self.model.score(hidden[:, :-1][batch.mask[:, 1:]]).squeeze(-1).float()
         return _scatter(values, batch.mask)
 
@@ -97,7 +104,7 @@ class RewardModule(WrappedModel):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return scores [B] fp32."""
-        hidden = hidden_states(self.model, batch)
+        hidden = self.hidden_states(batch)
         last = batch.attention_mask.long().sum(dim=1) - 1
         rows = torch.arange(len(last), device=last.device)
         scores: Tensor = self.model.score(hidden[rows, last]).squeeze(-1).float()
@@ -111,6 +118,21 @@ def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state
     return hidden
+
+
+def packed_hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """The same as :func:`hidden_states`, computed without padding; 0 on padding.
+
+    All sequences make one row. Positions that begin again at 0 tell transformers where a sequence ends: no token
+    attends to another sequence.
+    """
+    kept = batch.attention_mask
+    positions = kept.long().cumsum(dim=1) - 1
+    row: Tensor = backbone(model)(
+        input_ids=batch.input_ids[kept][None], position_ids=positions[kept][None], use_cache=False
+    ).last_hidden_state
+    out = torch.zeros(*kept.shape, row.shape[-1], dtype=row.dtype, device=row.device)
+    return out.index_put(kept.nonzero(as_tuple=True), row[0])
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:

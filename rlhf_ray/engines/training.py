@@ -138,6 +138,7 @@ class TrainingEngine:
         self.num_steps = num_steps
         self.steps_taken = 0
         self.module = module
+        module.packed = config.layout == "packed"
         if config.gradient_checkpointing:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if config.lora.enabled:

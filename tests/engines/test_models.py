@@ -241,3 +241,35 @@ def test_the_exact_kl_is_that_of_the_whole_distributions_token_by_token() -> Non
     assert torch.allclose(exact[:, 1:][batch.mask[:, 1:]], expected[batch.mask[:, 1:]], atol=1e-5)
     assert exact.max() > 0.1
     assert not exact[~batch.mask].any()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_packed_sequences_answer_as_padded_ones_do(family: str) -> None:
+    module = PolicyModule(tiny.causal_model(family))
+    batch = collate(RAGGED)
+    padded = module(batch, 0.7)[0]
+    padded.sum().backward()
+    expected = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module.packed = True
+    packed = module(batch, 0.7)[0]
+    packed.sum().backward()
+    assert torch.allclose(packed, padded, atol=5e-6)
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-4)
+
+
+def test_a_packed_sequence_never_sees_its_neighbours() -> None:
+    module = PolicyModule(tiny.causal_model())
+    module.packed = True
+    alone = module(collate(RAGGED[1:2]))[0]
+    among = module(collate(RAGGED))[0][1]
+    assert torch.allclose(among[: alone.shape[1]], alone[0], atol=5e-6)
+
+
+def test_a_packed_batch_without_rows_gives_zeros_with_a_graph() -> None:
+    module = PolicyModule(tiny.causal_model())
+    module.packed = True
+    logprobs = module(collate([]))[0]
+    logprobs.sum().backward()
+    assert not logprobs.any()
