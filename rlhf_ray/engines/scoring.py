@@ -8,13 +8,22 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.data.batching import pack_micro_batches
 from rlhf_ray.data.collate import TokenBatch, TokenSequence, collate, response_sequence
-from rlhf_ray.engines.models import DTYPES, PolicyModule, RewardModule, load_causal, load_scalar
-from rlhf_ray.records import FloatArray, Rollout
+from rlhf_ray.engines.models import (
+    DTYPES,
+    PolicyModule,
+    RewardModule,
+    WrappedModel,
+    hidden_states,
+    load_causal,
+    load_scalar,
+)
+from rlhf_ray.records import FloatArray, Graded, IntArray, Rollout
 
 T = TypeVar("T")
 Device = Literal["cpu", "cuda"]
@@ -80,8 +89,7 @@ class RewardModelEngine(_FrozenEngine):
     def __init__(self, *, path: str, model: ModelConfig, config: ServerConfig, device: Device) -> None:
         network = load_scalar(path, model, DTYPES[config.dtype])
         super().__init__(RewardModule(network), config, device)
-        self._mean = float(getattr(network.config, "score_mean", 0.0))
-        self._std = float(getattr(network.config, "score_std", 1.0))
+        self._mean, self._std = _normalisation(network)
 
     def score(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
         """One normalised score a rollout."""
@@ -90,3 +98,76 @@ class RewardModelEngine(_FrozenEngine):
     def score_sequences(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
         """One normalised score a sequence (prompt and response together)."""
         return self._map(sequences, self._module, lambda row, _: (float(row) - self._mean) / self._std)
+
+
+class ProcessRewardEngine(_FrozenEngine):
+    """A frozen process reward model: its scalar head is read at the last token of every step of a response.
+
+    A step ends with ``separator``, the last one with the response. Separators are read as the training of such models
+    places them (TRL's PRMTrainer): they belong to the step before. The reward of the last step is the score, those of
+    the others are step rewards, so that together they are what Math-Shepherd (Wang et al. 2024) gives PPO.
+    """
+
+    def __init__(
+        self, *, path: str, model: ModelConfig, config: ServerConfig, device: Device, separator: Sequence[int]
+    ) -> None:
+        network = load_scalar(path, model, DTYPES[config.dtype])
+        super().__init__(StepRewardModule(network), config, device)
+        self._mean, self._std = _normalisation(network)
+        self._separator = tuple(separator)
+
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        """One answer a rollout, normalised like those of RewardModelEngine; a response without tokens has failed."""
+        ends = [step_ends(rollout.response_ids, self._separator) for rollout in rollouts]
+        scored = [row for row, found in enumerate(ends) if found]
+        sequences = [_marked(rollouts[row], ends[row]) for row in scored]
+
+        def read(values: Tensor, index: int) -> tuple[float, ...]:
+            at = torch.from_numpy(sequences[index].mask)
+            return tuple((float(v) - self._mean) / self._std for v in values[: len(at)][at])
+
+        answers = dict(zip(scored, self._map(sequences, self._module, read), strict=True))
+        return tuple(_graded(answers[row], ends[row]) if row in answers else NO_STEPS for row in range(len(rollouts)))
+
+
+NO_STEPS = Graded(None, failed="the response has no tokens")
+
+
+class StepRewardModule(WrappedModel):
+    """A scalar-head model that answers with what it says after every token that counts."""
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return scores [B, S] fp32, 0 where ``batch.mask`` is False."""
+        scores = self.model.score(hidden_states(self.model, batch)[batch.mask]).squeeze(-1).float()
+        return torch.zeros(batch.mask.shape, device=scores.device).masked_scatter(batch.mask, scores)
+
+
+def step_ends(response_ids: IntArray, separator: Sequence[int]) -> tuple[int, ...]:
+    """The index of the last token of every step; separators are found from the left and do not overlap."""
+    ids, wanted, ends, position = response_ids.tolist(), list(separator), [], 0
+    while position + len(wanted) <= len(ids):
+        if ids[position : position + len(wanted)] == wanted:
+            position += len(wanted)
+            ends.append(position - 1)
+        else:
+            position += 1
+    if ids and (not ends or ends[-1] != len(ids) - 1):
+        ends.append(len(ids) - 1)
+    return tuple(ends)
+
+
+def _marked(rollout: Rollout, ends: Sequence[int]) -> TokenSequence:
+    """The whole sequence, of which the last tokens of steps count."""
+    sequence = response_sequence(rollout.prompt_ids, rollout.response_ids)
+    mask = np.zeros(len(sequence), dtype=np.bool_)
+    mask[[len(rollout.prompt_ids) + end for end in ends]] = True
+    return TokenSequence(sequence.token_ids, mask)
+
+
+def _graded(values: Sequence[float], ends: Sequence[int]) -> Graded:
+    return Graded(values[-1], tuple(zip(ends[:-1], values[:-1], strict=True)))
+
+
+def _normalisation(network: PreTrainedModel) -> tuple[float, float]:
+    """Mean and deviation that were saved with a reward model; 0 and 1 where none were."""
+    return float(getattr(network.config, "score_mean", 0.0)), float(getattr(network.config, "score_std", 1.0))
