@@ -38,7 +38,8 @@ def totals(sums: LossSums) -> dict[str, float]:
 
 def batch(mask: Tensor, seed: int, *, scale: float = 1.0, outside: float = math.nan) -> dict[str, Any]:
     """Arguments of any surrogate; half of the difference between old and new is that of the whole row."""
-    old, advantages, weights = numbers(mask, seed, names=3, outside=outside)
+    (old,) = numbers(mask, seed, outside=outside)
+    advantages, weights = numbers(mask, seed + 3, names=2)  # NaN outside, also where the log-probabilities are numbers
     steps, jumps = numbers(torch.ones_like(mask), seed + 1, names=2, scale=0.5 * scale)
     return {
         "logprobs": (old + steps + jumps[:, :1]).requires_grad_(),
