@@ -21,21 +21,24 @@ from actors.cluster import living_nodes
 from actors.generator import GeneratorActor
 from actors.groups import (
     AdapterReference,
+    CombinedRewards,
     GeneratorGroup,
     PpoTrainerGroup,
     ReferenceGroup,
-    RewardModelGroup,
+    RewardSourceGroup,
     TrainerGroup,
 )
 from actors.placement import Bundle, assign
-from actors.servers import ReferenceActor, RewardModelActor
+from actors.servers import ProcessRewardActor, ReferenceActor, RewardFunctionActor, RewardModelActor
 from actors.trainer import TrainerActor
 from actors.weight_sync import FleetWeightSync
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.rewards import LEARNED, RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.engines.environment import generator_environment, server_environment, trainer_environment
 from rlhf_ray.errors import ConfigError, PlacementError
 from rlhf_ray.records import AdaptersOff
+from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Reference
 from rlhf_ray.stages.work import SequenceWork
 
@@ -130,15 +133,60 @@ class Scope:
         await self._answers("reference", "ready", [replica.ready.remote() for replica in replicas])
         return ReferenceGroup(replicas, whole_distributions=whole_distributions)
 
-    async def reward_model(self, model_path: str, model: ModelConfig) -> RewardModelGroup:
+    async def reward_model(self, model_path: str, model: ModelConfig) -> CombinedRewards:
         """The frozen reward model."""
-        server = self._config.reward_server
-        arguments = {"path": model_path, "model": model, "config": server, "device": self._device}
         wanted = requirements.reward_model(self._config, self._device)
+        group = await self._reward_model(LEARNED, RewardModelActor, wanted, {"path": model_path, "model": model})
+        return CombinedRewards({LEARNED: group}, weights={LEARNED: 1.0})
+
+    async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> CombinedRewards:
+        """Every source that ``rewards.sources`` asks for. ``prompts``, by prompt_id, are all that will be answered."""
+        texts = ray.put(dict(prompts))
+        used = self._config.rewards.used
+        groups = await asyncio.gather(
+            *(self._reward_source(name, source, own_model, tokenizer, texts) for name, source in used.items())
+        )
+        return CombinedRewards(dict(zip(used, groups, strict=True)), weights=self._config.rewards.weights)
+
+    async def _reward_source(
+        self, name: str, source: RewardSourceConfig, own_model: str, tokenizer: str, prompts: Any
+    ) -> RewardSourceGroup:
+        wanted = requirements.reward_source(self._config, self._device, name)
+        model = self._config.model
+        if source.kind == "model":
+            arguments = {"path": source.path or own_model, "model": model}
+            if "step_separator" not in source.arguments:
+                return await self._reward_model(name, RewardModelActor, wanted, arguments)
+            arguments |= {"tokenizer": tokenizer, **source.arguments}
+            return await self._reward_model(name, ProcessRewardActor, wanted, arguments)
+        return await self._reward_group(
+            name,
+            RewardFunctionActor,
+            wanted,
+            {"source": source, "prompts": prompts, "tokenizer": tokenizer, "model": model, "seed": self._config.seed},
+            server_environment("cpu", 1),
+        )
+
+    async def _reward_model(
+        self, name: str, actor_class: type, wanted: Sequence[Bundle], arguments: Mapping[str, Any]
+    ) -> RewardSourceGroup:
+        server = self._config.reward_server
         environment = server_environment(self._device, server.threads_per_replica)
-        replicas = await self._start(RewardModelActor, arguments, wanted, environment, "SPREAD")
-        await self._answers("reward model", "ready", [replica.ready.remote() for replica in replicas])
-        return RewardModelGroup(replicas, timeout_s=self._timeout_s)
+        served = {**arguments, "config": server, "device": self._device}
+        return await self._reward_group(name, actor_class, wanted, served, environment)
+
+    async def _reward_group(
+        self,
+        name: str,
+        actor_class: type,
+        wanted: Sequence[Bundle],
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ) -> RewardSourceGroup:
+        replicas = await self._start(actor_class, arguments, wanted, environment, "SPREAD")
+        who = f"reward source {name}"
+        await self._answers(who, "ready", [replica.ready.remote() for replica in replicas])
+        return RewardSourceGroup(who, replicas, timeout_s=self._timeout_s)
 
     async def weight_sync(
         self, trainer: PpoTrainerGroup, generators: GeneratorGroup, probe: Sequence[int]

@@ -12,7 +12,8 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
+from rlhf_ray.records import GenerationRequest, Graded, SamplingSettings, Score
+from rlhf_ray.rewards.combine import combine
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
 from rlhf_ray.selection import pairs_of
 from rlhf_ray.stages.ppo_plan import plan_ppo, with_sample_size
@@ -195,19 +196,42 @@ class AdapterReference:
         return self._marker
 
 
-class RewardModelGroup:
-    """Replicas of the frozen reward model, used in turn."""
+class RewardSourceGroup:
+    """Replicas of one source of scores, used in turn."""
 
-    def __init__(self, replicas: Sequence[Any], *, timeout_s: float) -> None:
+    def __init__(self, name: str, replicas: Sequence[Any], *, timeout_s: float) -> None:
+        self._name = name
         self._replicas = list(replicas)
         self._timeout_s = timeout_s
         self._next = 0
 
-    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
+    async def grade(self, shard: RolloutShard) -> tuple[Graded, ...]:
+        """What the source says of each rollout."""
         self._next += 1
         replica = self._next % len(self._replicas)
-        ref = self._replicas[replica].score.remote(shard.rollouts)
-        scores: tuple[float, ...] = await answer(
-            ref, who=f"reward model {replica}", verb="score", timeout_s=self._timeout_s
+        grades: tuple[Graded, ...] = await answer(
+            self._replicas[replica].grade.remote(shard.rollouts),
+            who=f"{self._name} {replica}",
+            verb="score",
+            timeout_s=self._timeout_s,
         )
-        return tuple(Score(total=score, parts={"reward_model": score}) for score in scores)
+        return grades
+
+
+class CombinedRewards:
+    """Several sources as one reward model: all are asked at once, and their scores are summed by weight."""
+
+    def __init__(self, sources: Mapping[str, RewardSourceGroup], *, weights: Mapping[str, float]) -> None:
+        self._sources = dict(sources)
+        self._weights = dict(weights)
+
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
+        """One score a rollout; what a source cannot score has failed, a source that is gone is an error."""
+        asked = [asyncio.ensure_future(source.grade(shard)) for source in self._sources.values()]
+        try:
+            grades = await asyncio.gather(*asked)
+        finally:
+            for task in asked:
+                task.cancel()
+        lengths = [summary.response_length for summary in shard.summaries]
+        return combine(dict(zip(self._sources, grades, strict=True)), weights=self._weights, lengths=lengths)

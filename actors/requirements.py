@@ -59,14 +59,27 @@ def reward_model(config: RunConfig, device: str) -> tuple[Bundle, ...]:
     )
 
 
+def reward_source(config: RunConfig, device: str, name: str) -> tuple[Bundle, ...]:
+    """A model is served like the run's own; a function or a service mostly waits."""
+    source = config.rewards.used[name]
+    if source.kind == "model":
+        return reward_model(config, device)
+    field = f"rewards.sources.{name}.num_workers"
+    return bundles(f"reward {name}", count=source.num_workers, cpus=0.1, gpus=0.0, device=device, field=field)
+
+
+def rewards(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+    """All sources of PPO's rewards."""
+    return tuple(bundle for name in config.rewards.used for bundle in reward_source(config, device, name))
+
+
 def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
     """Bundles that must exist at the same time, by stage."""
     train, generate = trainer(config, device), generators(config, device)
-    reward = reward_model(config, device)
     return {
         "sft": train,
         "comparison": generate,
         "reward_model": train,
-        "ppo": (*train, *generate, *reference(config, device), *reward),
-        "evaluation": (*generate, *reference_servers(config, device), *reward),
+        "ppo": (*train, *generate, *reference(config, device), *rewards(config, device)),
+        "evaluation": (*generate, *reference_servers(config, device), *reward_model(config, device)),
     }

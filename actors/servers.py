@@ -1,11 +1,14 @@
-"""The frozen models as actors. Plain text in, plain numbers out; batching is the engine's affair."""
+"""The frozen models and the other sources of scores, as actors. Rollouts in, numbers out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_ray.records import FloatArray, Rollout
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.rewards import RewardSourceConfig
+from rlhf_ray.records import FloatArray, Graded, Rollout
+from rlhf_ray.rewards.texts import PromptText
 
 
 class ReferenceActor:
@@ -37,5 +40,56 @@ class RewardModelActor:
     def ready(self) -> None:
         """Answer once the model is loaded."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
-        return self._engine.score(rollouts)
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        return tuple(Graded(score) for score in self._engine.score(rollouts))
+
+
+class ProcessRewardActor:
+    """``arguments`` are those of ProcessRewardEngine, but that the separator is text, for this tokenizer."""
+
+    def __init__(self, *, tokenizer: str, model: ModelConfig, step_separator: str, **arguments: Any) -> None:
+        from rlhf_ray.engines.models import load_tokenizer
+        from rlhf_ray.engines.scoring import ProcessRewardEngine
+
+        separator = load_tokenizer(tokenizer, model).encode(step_separator, add_special_tokens=False)
+        self._engine = ProcessRewardEngine(model=model, separator=separator, **arguments)
+
+    def ready(self) -> None:
+        """Answer once the model is loaded."""
+
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        return self._engine.grade(rollouts)
+
+
+class RewardFunctionActor:
+    """A function or a service. Text is decoded here, where it is scored; ``prompts`` are by prompt_id."""
+
+    def __init__(
+        self,
+        *,
+        source: RewardSourceConfig,
+        prompts: Mapping[str, PromptText],
+        tokenizer: str,
+        model: ModelConfig,
+        seed: int,
+    ) -> None:
+        from rlhf_ray.engines.models import load_tokenizer
+        from rlhf_ray.rewards.sources import open_source
+        from rlhf_ray.rewards.texts import RolloutReward
+
+        loaded = load_tokenizer(tokenizer, model)
+        self._reward = RolloutReward(
+            open_source(source, seed=seed),
+            prompts=prompts,
+            decode=lambda token_ids: str(loaded.decode(token_ids, skip_special_tokens=True)),
+            batch_size=source.batch_size,
+        )
+
+    def ready(self) -> None:
+        """Answer once the function is loaded."""
+
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        return self._reward.grade(rollouts)
+
+    def close(self) -> None:
+        self._reward.close()

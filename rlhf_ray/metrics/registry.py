@@ -100,11 +100,12 @@ _PPO_REWARD = (
     _M(
         "ppo/score_mean",
         "reward",
-        "Mean of the reward model's normalised score of a response, before any shaping.",
+        "Mean score of a response, the weighted sum of its reward sources, before any shaping.",
         "higher",
         "score",
     ),
     _M("ppo/score_std", "reward", "Standard deviation of that score over the step's responses."),
+    _M("reward/*", "reward", "Mean of what the reward source of this name says of a response, before its weight."),
     _M(
         "ppo/reward_mean",
         "reward",

@@ -14,6 +14,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
+from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, WeightSync
 from rlhf_ray.stages.work import RankingWork, SequenceWork
 
@@ -46,6 +47,8 @@ class Scope(Protocol):
     async def reference_servers(self, model_path: str, temperature: float) -> Reference: ...
 
     async def reward_model(self, model_path: str, model: ModelConfig) -> RewardModel: ...
+
+    async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> RewardModel: ...
 
     async def weight_sync(self, trainer: Any, generators: Any, probe: Sequence[int]) -> WeightSync: ...
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.data.task import Split
-from rlhf_ray.engines.models import load_config, load_tokenizer, local_checkpoint
+from rlhf_ray.engines.models import is_scalar_model, load_config, load_tokenizer, local_checkpoint
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Ranking
+from rlhf_ray.rewards.http import ServiceError, require_service
+from rlhf_ray.rewards.process import FunctionLoadError
+from rlhf_ray.rewards.sources import open_source
+from rlhf_ray.rewards.texts import PromptText, ResponseText
 
 CHECKED = 20_000  # records of a kind; more are counted by the stage itself
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TRIED = 8  # training prompts that a reward function is tried on
+SERVICE_ANSWERS_WITHIN_S = 5.0
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
@@ -38,6 +46,7 @@ def check_text(context: Context, stages: Collection[str]) -> list[str]:
     if "reward_model" in stages:
         check_vocabulary(context)
     if "ppo" in stages:
+        check_rewards(context)
         lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens, config.ppo.prompts_per_step))
         lines.append(_prompts(context, tools, "heldout", config.ppo.max_response_tokens))
     if "evaluation" in stages:
@@ -152,13 +161,17 @@ def check_reread(
 
 
 def check_vocabulary(context: Context) -> None:
+    """Raise ConfigError where ``reward_model.initialise_from`` does not read the policy's tokens."""
+    source = context.config.reward_model.initialise_from
+    if source not in ("sft", "base"):
+        _require_same_vocabulary(context, source, field="reward_model.initialise_from")
+
+
+def _require_same_vocabulary(context: Context, source: str, *, field: str) -> None:
     """A reward model must read the policy's tokens: with another vocabulary it would score other text than was written.
 
     The tokenizers are compared where the reward model has one, else the sizes: models of one family pad theirs.
     """
-    source, field = context.config.reward_model.initialise_from, "reward_model.initialise_from"
-    if source in ("sft", "base"):
-        return
     config = context.config.model
     directory = checkpoint_directory(source, field=field)
     reward = _read_config(directory, config, field=field)
@@ -198,3 +211,71 @@ def _require_embeddings(tokenizer: PreTrainedTokenizerBase, model: PretrainedCon
             f"has {model.vocab_size} embeddings, and the policy's tokenizer {len(tokenizer)} tokens",
             "resize the model's embeddings, or use the tokenizer that it was trained with",
         )
+
+
+# -------------------------------------------------------------------------------------------------------------- rewards
+def check_rewards(context: Context) -> None:
+    """Raise ConfigError for a source of rewards that cannot be used: a model, a function or a service."""
+    for name, source in context.config.rewards.sources.items():
+        place = f"rewards.sources.{name}"
+        if source.kind == "model":
+            _check_reward_model(context, source, place)
+        elif source.kind == "function":
+            _check_function(context, source, place)
+        else:
+            _check_service(source, place)
+
+
+def _check_reward_model(context: Context, source: RewardSourceConfig, place: str) -> None:
+    if source.path:
+        _require_same_vocabulary(context, source.path, field=f"{place}.path")
+        if not is_scalar_model(source.path, context.config.model):
+            raise ConfigError(
+                f"{place}.path",
+                source.path,
+                "is no model with a scalar head, so that every response would score 0",
+                "give a reward model (AutoModelForSequenceClassification with one label)",
+            )
+    separator = source.arguments.get("step_separator", "x")
+    if not TextTools.of(context).tokenizer.encode(separator, add_special_tokens=False):
+        raise ConfigError(
+            f"{place}.arguments.step_separator",
+            separator,
+            "is no token at all for the policy's tokenizer",
+            "use text that it writes, such as a line break",
+        )
+
+
+def _check_function(context: Context, source: RewardSourceConfig, place: str) -> None:
+    """Load the function as its actor will, and let it score a few training prompts."""
+    prompts = context.task.prompts("train")[:TRIED]
+    try:
+        with closing(open_source(source, seed=0)) as reward:
+            tokens = ("Yes", ".") if reward.wants_tokens else ()
+            answers = reward.grade([ResponseText(PromptText.of(prompt), "Yes.", tokens) for prompt in prompts])
+    except FunctionLoadError as error:
+        raise ConfigError(
+            f"{place}.function",
+            source.function,
+            str(error),
+            f"check the name (module:function, importable from here) and {place}.arguments",
+        ) from error
+    if answers and all(graded.failed for graded in answers):
+        raise ConfigError(
+            f"{place}.function",
+            source.function,
+            f"could score none of {len(answers)} training prompts with the response 'Yes.': {answers[0].failed}",
+            "make it return a number, or None where a response cannot be scored; give the prompts the facts it needs",
+        )
+
+
+def _check_service(source: RewardSourceConfig, place: str) -> None:
+    try:
+        require_service(source.url, arguments=source.arguments, timeout_s=SERVICE_ANSWERS_WITHIN_S)
+    except ServiceError as error:
+        raise ConfigError(
+            f"{place}.url",
+            source.url,
+            f"must answer a POST with empty lists: {error}",
+            "start the service first, or check the address",
+        ) from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.chat import TEMPLATES
 
@@ -20,6 +22,7 @@ WITHOUT_EFFECT = (
     "training.timeout_s",
     "ppo.checkpoint_every",
     "ppo.contracts.max_logprob_difference",
+    "rewards.max_failed_fraction",
     "evaluation.num_shown",
 )
 # Settings that name files of people's own: what counts is what lies in them.
@@ -41,7 +44,28 @@ def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]
             named = _at(value, path)
             if named not in NO_PATHS and (contents := fingerprint(named)):
                 settings[f"contents of {section}.{path}"] = contents
+        if section == "rewards":
+            settings |= _reward_contents(config.rewards)
     return settings
+
+
+def _reward_contents(rewards: RewardsConfig) -> dict[str, str]:
+    """What lies in the checkpoints and modules that sources of rewards name; what those modules import is not read."""
+    contents = {}
+    for name, source in rewards.sources.items():
+        file = source.path if source.kind == "model" else _module_file(source.function.partition(":")[0])
+        if file and (content := fingerprint(file)):
+            contents[f"contents of rewards.sources.{name}"] = content
+    return contents
+
+
+def _module_file(module: str) -> str:
+    """Where a module lies; empty for none, and for one that cannot be found: the door says so."""
+    try:
+        found = find_spec(module) if module else None
+    except (ImportError, ValueError):
+        return ""
+    return found.origin or "" if found else ""
 
 
 def fingerprint(path: str) -> str:

@@ -23,6 +23,7 @@ from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, SamplingSettings
+from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.stages.ppo import PpoSpec
 from rlhf_ray.stages.work import SequenceWork, plan_sequences
 
@@ -76,7 +77,13 @@ async def train_ppo(context: Context) -> dict[str, Any]:
             temperature=config.ppo.temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids
         )
         driver = Driver(
-            roles=roles, prompts=source, config=config.ppo, settings=settings, seed=config.seed, warn=warned
+            roles=roles,
+            prompts=source,
+            config=config.ppo,
+            settings=settings,
+            seed=config.seed,
+            max_failed_fraction=config.rewards.max_failed_fraction,
+            warn=warned,
         )
         last = await PpoRun(context, driver, roles, scope).train()
         await roles.trainer.save(str(policy))
@@ -102,7 +109,9 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
         scope.ppo_trainer(spec, demonstrations=pretraining_mix(context, tools)),
         scope.generators(sft),
         scope.reference(sft),
-        scope.reward_model(reward_path, model),
+        scope.rewards(
+            own_model=reward_path, tokenizer=context.results("model")["tokenizer"], prompts=texts_of(context)
+        ),
     )
     weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
     return Roles(generator, reference, reward_model, trainer, weights)
@@ -202,6 +211,12 @@ def _headline(metrics: Mapping[str, float]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
+def texts_of(context: Context) -> dict[str, PromptText]:
+    """What a reward may be asked about, by prompt_id: training prompts, and those of evaluations during training."""
+    prompts = [*context.task.prompts("train"), *context.task.prompts("heldout")]
+    return {prompt.prompt_id: PromptText.of(prompt) for prompt in prompts}
+
+
 def probe_text(prompts: Sequence[Prompt]) -> list[int]:
     """A fixed text whose log-probabilities are compared after every sync: the beginnings of a few prompts."""
     tokens = [int(token) for prompt in prompts[:8] for token in prompt.token_ids]

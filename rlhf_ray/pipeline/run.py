@@ -44,7 +44,9 @@ STAGES = (
     Stage(
         "reward_model", "Reward model", ("model", "sft", "comparison"), ("reward_model", "training"), train_reward_model
     ),
-    Stage("ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "training", *SAMPLING, *SCORING), train_ppo),
+    Stage(
+        "ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "rewards", "training", *SAMPLING, *SCORING), train_ppo
+    ),
     Stage(
         "evaluation",
         "Evaluation",

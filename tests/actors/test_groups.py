@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.groups import GeneratorGroup, PpoTrainerGroup, ReferenceGroup, RewardModelGroup, TrainerGroup
+from actors.groups import (
+    CombinedRewards,
+    GeneratorGroup,
+    PpoTrainerGroup,
+    ReferenceGroup,
+    RewardSourceGroup,
+    TrainerGroup,
+)
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.errors import RlhfError
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings, Score
+from rlhf_ray.records import GenerationRequest, Graded, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import RolloutShard, ScoredShard
 from tests.actors.fakes import FakeHandle
 
@@ -227,25 +234,59 @@ class Server:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def score(self, rollouts: str) -> tuple[float, ...]:
+    def grade(self, rollouts: str) -> tuple[Graded, ...]:
         if rollouts == "broken":
             raise RlhfError("a NaN score")
-        return (float(self.number),)
+        return (Graded(float(self.number)),)
 
     def logprobs(self, rollouts: str) -> str:
         return f"{self.number} {rollouts}"
 
 
+def source_of(*servers: Any, name: str = "reward source a") -> RewardSourceGroup:
+    return RewardSourceGroup(name, [FakeHandle(server) for server in servers], timeout_s=5)
+
+
 async def test_replicas_take_turns() -> None:
     handles = [FakeHandle(Server(number)) for number in range(3)]
-    rewards, references = RewardModelGroup(handles, timeout_s=5), ReferenceGroup(handles)
+    rewards, references = RewardSourceGroup("a", handles, timeout_s=5), ReferenceGroup(handles)
     shard = RolloutShard((summary(0),), "block")
-    scores = [(await rewards.score(shard))[0].total for _ in range(6)]
-    assert sorted(scores[:3]) == sorted(scores[3:]) == [0.0, 1.0, 2.0]
+    scores = [(await rewards.grade(shard))[0].score for _ in range(6)]
+    assert {*scores[:3]} == {*scores[3:]} == {0.0, 1.0, 2.0}
     assert len({await (await references.logprobs(shard)) for _ in range(3)}) == 3
 
 
-async def test_a_reward_model_that_fails_is_heard() -> None:
-    rewards = RewardModelGroup([FakeHandle(Server(0))], timeout_s=5)
+class Waiting:
+    """Answers when ``other`` has been asked too; alone it would wait for ever."""
+
+    def __init__(self, answer: Graded) -> None:
+        self.answer, self.asked = answer, asyncio.Event()
+        self.other = self
+
+    async def grade(self, rollouts: str) -> tuple[Graded, ...]:
+        self.asked.set()
+        await self.other.asked.wait()
+        return (self.answer,)
+
+
+async def test_all_sources_are_asked_at_once_and_their_scores_are_summed_by_weight() -> None:
+    first, second = Waiting(Graded(2.0, ((0, 1.0),))), Waiting(Graded(0.5))
+    first.other, second.other = second, first
+    rewards = CombinedRewards({"a": source_of(first), "b": source_of(second)}, weights={"a": 0.5, "b": -2.0})
+    (score,) = await rewards.score(RolloutShard((summary(0),), "block"))
+    assert score == Score(0.0, {"a": 2.0, "b": 0.5}, step_rewards=((0, 0.5),))
+
+
+async def test_a_step_reward_beyond_the_response_is_a_failure_of_its_source() -> None:
+    length = summary(0).response_length
+    rewards = CombinedRewards({"a": source_of(Waiting(Graded(1.0, ((length, 1.0),))))}, weights={"a": 1.0})
+    (score,) = await rewards.score(RolloutShard((summary(0),), "block"))
+    assert score.failed == f"a: a step reward stands at token {length} of a response of {length}"
+
+
+async def test_a_source_that_fails_is_heard_and_the_others_are_not_waited_for() -> None:
+    never = Waiting(Graded(1.0))
+    never.other = Waiting(Graded(1.0))
+    rewards = CombinedRewards({"a": source_of(never), "b": source_of(Server(0))}, weights={"a": 1.0, "b": 1.0})
     with pytest.raises(RlhfError, match="a NaN score"):
         await rewards.score(RolloutShard((summary(0),), "broken"))

@@ -7,6 +7,8 @@ from dataclasses import replace
 from actors import requirements
 from actors.placement import Bundle, total
 from rlhf_ray.config.generation import GenerationConfig
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.rewards import RewardsConfig, RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.training import LoraConfig, TrainingConfig
@@ -58,3 +60,19 @@ def test_every_bundle_names_a_setting_that_exists() -> None:
     for bundle in requirements.stages(CONFIG, "cuda")["ppo"]:
         section, name = bundle.field.split(".")
         assert getattr(getattr(CONFIG, section), name) >= 1
+
+
+def test_every_source_of_rewards_has_its_own_actors_and_the_own_model_only_where_it_is_one() -> None:
+    function = RewardSourceConfig(kind="function", function="exact_answer", num_workers=2)
+    service = RewardSourceConfig(kind="http", url="http://x")
+    sources = {"exact": function, "service": service, "other": RewardSourceConfig(path="other/model")}
+    config = replace(CONFIG, rewards=RewardsConfig(sources), ppo=PpoConfig(critic_initialise_from="sft"))
+    wanted = requirements.rewards(config, "cuda")
+    assert roles(wanted) == ["reward exact", "reward exact", "reward service", *["reward_model"] * 3]
+    assert [(bundle.cpus, bundle.gpus) for bundle in wanted] == [(0.1, 0.0)] * 3 + [(0.5, 0.5)] * 3
+    assert {bundle.field for bundle in wanted[:3]} == {
+        "rewards.sources.exact.num_workers",
+        "rewards.sources.service.num_workers",
+    }
+    only = replace(config, rewards=RewardsConfig({"exact": function}))
+    assert "reward_model" not in roles(requirements.stages(only, "cuda")["ppo"])

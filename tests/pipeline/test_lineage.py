@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.rewards import RewardsConfig, RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.pipeline.lineage import WHOLLY_READ_BYTES, WITHOUT_EFFECT, changes, fingerprint, stage_settings
 
@@ -23,8 +25,40 @@ def test_a_section_counts_without_what_has_no_effect() -> None:
 
 def test_what_has_no_effect_exists() -> None:
     for path in WITHOUT_EFFECT:
-        section, name = path.split(".")
-        assert name not in stage_settings(RunConfig(), (section,))[section]
+        section, *parents, name = path.split(".")
+        part = stage_settings(RunConfig(), (section,))[section]
+        whole = getattr(RunConfig(), section)
+        for parent in parents:
+            part, whole = part[parent], getattr(whole, parent)
+        assert hasattr(whole, name), path
+        assert name not in part, path
+
+
+def test_a_reward_counts_by_the_module_or_checkpoint_that_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, checkpoint = tmp_path / "my_rewards_of_this_test.py", tmp_path / "model"
+    checkpoint.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = {
+        "f": RewardSourceConfig(kind="function", function="my_rewards_of_this_test:reward"),
+        "m": RewardSourceConfig(path=str(checkpoint)),
+        "h": RewardSourceConfig(kind="http", url="http://x"),
+        "missing": RewardSourceConfig(kind="function", function="no.such.module:reward"),
+        "built_in": RewardSourceConfig(kind="function", function="exact_answer"),
+    }
+    config = replace(RunConfig(), rewards=RewardsConfig(sources), ppo=PpoConfig(critic_initialise_from="sft"))
+
+    def contents(code: str, weights: str) -> dict[str, object]:
+        module.write_text(code)
+        (checkpoint / "weights").write_text(weights)
+        found = stage_settings(config, ("rewards",))
+        return {name: value for name, value in found.items() if name.startswith("contents")}
+
+    first, second, third = contents("1", "1"), contents("2", "1"), contents("2", "2")
+    assert first.keys() == {"contents of rewards.sources.f", "contents of rewards.sources.m"}
+    assert [name for name in first if first[name] != second[name]] == ["contents of rewards.sources.f"]
+    assert [name for name in second if second[name] != third[name]] == ["contents of rewards.sources.m"]
 
 
 def test_a_template_counts_by_what_is_in_it(tmp_path: Path) -> None:
