@@ -7,18 +7,15 @@ used.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from rlhf_ray.directories import NotWholeError, begin, complete, read_manifest
 
 STATE_FILE = "run.json"
-BLOCK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,12 @@ class Checkpoints:
         self, step: int, driver: Mapping[str, object], write: Callable[[Path], Awaitable[None]]
     ) -> SavedState:
         """Let ``write(directory)`` write the trainer's part, then make the state complete and drop what is too old."""
-        final = self.root / f"step_{step:08d}"
-        aside = self.root / f".{final.name}"
         for left_over in self.root.glob(".step_*"):
             shutil.rmtree(left_over)
-        aside.mkdir(parents=True)
+        final = self.root / f"step_{step:08d}"
+        aside = begin(final)
         await write(aside)
-        paths = [path for path in sorted(aside.rglob("*")) if path.is_file()]
-        files = {str(path.relative_to(aside)): _Content.of(path).as_list() for path in paths}
-        (aside / STATE_FILE).write_text(json.dumps({"step": step, "driver": driver, "files": files}))
-        _flush([*paths, aside / STATE_FILE, *_folders(aside)])
-        if final.exists():  # one that was damaged, or the run would have resumed after it
-            shutil.rmtree(final)
-        aside.rename(final)
-        _flush([self.root])
+        complete(aside, final, manifest=STATE_FILE, content={"step": step, "driver": driver})
         self._rotate()
         return SavedState(final, step, driver)
 
@@ -80,49 +69,12 @@ class Checkpoints:
         return sorted(self.root.glob("step_*"), reverse=True)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What a file must hold, without holding it."""
-
-    size: int
-    checksum: str
-
-    @classmethod
-    def of(cls, path: Path) -> _Content:
-        digest = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-        return cls(path.stat().st_size, str(digest.hexdigest()))
-
-    def as_list(self) -> list[object]:
-        return [self.size, self.checksum]
-
-
 def _read(directory: Path, *, verify: bool) -> tuple[str, SavedState | None]:
     """The state in ``directory``, or what is wrong with it. ``verify`` reads every file; else sizes are compared."""
     try:
-        content = json.loads((directory / STATE_FILE).read_text())
-        for name, (size, checksum) in content["files"].items():
-            path = directory / name
-            found = path.stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes, not {size}", None
-            if verify and _Content.of(path).checksum != checksum:
-                return f"{name} does not hold what was saved: its checksum differs", None
+        _, content = read_manifest(directory, manifest=STATE_FILE, verify=verify)
         return "", SavedState(directory, int(content["step"]), content["driver"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NotWholeError as error:
+        return str(error), None
+    except (ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}", None
-
-
-def _folders(root: Path) -> list[Path]:
-    return [root, *(path for path in root.rglob("*") if path.is_dir())]
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
