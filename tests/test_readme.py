@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from launch.cli import app
+from rlhf_ray.config.load import load_config
+from rlhf_ray.rewards.verifiable import BUILT_IN
 from tests.layout import layout
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -45,6 +48,22 @@ def test_settings_that_the_readme_names_exist(monkeypatch: pytest.MonkeyPatch) -
     sections = "model|training|generation|reference|reward_server|reward_model|sft|ppo"
     for name in sorted(set(re.findall(rf"`((?:{sections})(?:\.\w+)+)", README))):
         assert re.search(rf"^\s*{name.rsplit('.', 1)[-1]}:", shown, re.MULTILINE), name
+
+
+def test_the_sources_of_rewards_that_the_readme_shows_are_a_configuration(tmp_path: Path) -> None:
+    block = re.search(r"^( {4}rewards:\n(?: {6,}.*\n)+)", README, re.MULTILINE)
+    assert block is not None
+    (tmp_path / "run.yaml").write_text(textwrap.dedent(block[1]))
+    sources = load_config(tmp_path / "run.yaml").rewards.sources
+    assert {name: source.kind for name, source in sources.items()} == {
+        "learned": "model",
+        "right": "function",
+        "mine": "function",
+        "theirs": "http",
+        "steps": "model",
+    }
+    assert sources["steps"].arguments == {"step_separator": "\n\n"}
+    assert all(f"`{name}`" in README for name in BUILT_IN)
 
 
 def test_the_readme_lists_every_module_with_its_first_sentence() -> None:
