@@ -12,6 +12,7 @@ import asyncio
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +25,19 @@ from rlhf_ray.algo.running import RunningMoments
 from rlhf_ray.config.algorithm import KlConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.errors import NumericsError, RlhfError
-from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings
+from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import Generator, PpoTrainer, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
-from rlhf_ray.selection import kept_where, normalised, num_groups, pairs_of, with_signal, without_failed
+from rlhf_ray.selection import (
+    earned_on_the_way,
+    kept_where,
+    normalised,
+    num_groups,
+    pairs_of,
+    scaled,
+    updated_moments,
+    with_signal,
+    without_failed,
+)
 from rlhf_ray.stages.ppo_plan import shaped_scores
 
 Metrics = Mapping[str, float]
@@ -126,31 +137,33 @@ class Driver:
         self.steps_done += 1
         with clock.phase("sync"):
             synced = await self.sync_weights()
-        return {**metrics, **synced, **clock.metrics(batch.sampled)}
+        return {**metrics, **synced, **clock.metrics(batch)}
 
     async def collect(self, clock: PhaseClock) -> StepBatch:
         """Rounds of sampling and scoring, until there are enough groups to learn from. Without a filter it is one."""
         rule, wanted = self.config.filter, self.config.prompts_per_step
         sampled: list[ScoredShard] = []
-        baselines: dict[str, float] = {}
+        greedy: dict[str, tuple[RolloutSummary, Score]] = {}
         for number in range(rule.max_rounds if rule.enabled else 1):
             missing = wanted - num_groups(with_signal(scored_shards(sampled)))
             prompts = self.next_prompts(math.ceil(missing * rule.oversampling), number)
-            shards, greedy = await asyncio.gather(
-                self.sample(self.requests_for(prompts, number), clock), self.greedy_baselines(prompts)
+            shards, answers = await asyncio.gather(
+                self.sample(self.requests_for(prompts, number), clock), self.greedy_answers(prompts)
             )
             sampled += shards
-            baselines |= greedy
+            greedy |= answers
             if not rule.enabled or num_groups(with_signal(scored_shards(sampled))) >= wanted:
                 break
         trained = without_failed(sampled, self.max_failed_fraction)
         if self.config.advantages == "remax":
-            trained = kept_where(trained, lambda summary, _: summary.prompt_id in baselines)
+            trained = kept_where(trained, lambda summary, _: summary.prompt_id in greedy)
         informative = with_signal(trained) if rule.enabled else trained
         if sum(len(shard.summaries) for shard in informative) >= self.config.num_minibatches:
             trained = informative  # else groups without signal fill up: they weigh nothing
         if self.config.reward.normalise_scores:
-            trained, self.score_moments = normalised(trained, self.score_moments)
+            self.score_moments = updated_moments(self.score_moments, scored_shards(sampled))
+            trained = normalised(trained, self.score_moments)
+        baselines = {prompt: self.baseline(*answer) for prompt, answer in greedy.items()}
         return StepBatch(tuple(sampled), tuple(trained), baselines, rounds=number + 1)
 
     async def sample(self, requests: Sequence[GenerationRequest], clock: PhaseClock) -> list[ScoredShard]:
@@ -175,22 +188,26 @@ class Driver:
         ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
         return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
 
-    async def greedy_baselines(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """ReMax: what the likeliest response to each prompt scores. A prompt whose response fails has no baseline."""
+    async def greedy_answers(self, prompts: Sequence[Prompt]) -> dict[str, tuple[RolloutSummary, Score]]:
+        """ReMax: the likeliest response to each prompt and its score. A prompt whose response fails is left out."""
         if self.config.advantages != "remax":
             return {}
         requests = [
             GenerationRequest(f"{self.steps_done + 1}/{p.prompt_id}/greedy", p.prompt_id, p.order, p.token_ids, seed=0)
-            for p in prompts
+            for p in {p.prompt_id: p for p in prompts}.values()
         ]
-        baselines = {}
+        answers = {}
         async for shard in self.generator.generate(requests, replace(self.settings, temperature=0.0)):
-            scores = await self.reward_model.score(shard)
-            shaped = shaped_scores(shard.summaries, [score.total for score in scores], self.config)
-            for summary, score, value in zip(shard.summaries, scores, shaped, strict=True):
+            for summary, score in zip(shard.summaries, await self.reward_model.score(shard), strict=True):
                 if not score.failed:
-                    baselines[summary.prompt_id] = value
-        return baselines
+                    answers[summary.prompt_id] = summary, score
+        return answers
+
+    def baseline(self, summary: RolloutSummary, score: Score) -> float:
+        """What a greedy response earns, on the scale of the scores that are trained on."""
+        if self.config.reward.normalise_scores:
+            score = scaled(score, self.score_moments)
+        return shaped_scores([summary], [score.total], self.config)[0] + earned_on_the_way(score)
 
     async def sync_weights(self) -> Metrics:
         """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""
@@ -204,16 +221,20 @@ class Driver:
         return [replace(p, order=first + p.order) for p in self.prompts.next_prompts(count)]
 
     def requests_for(self, prompts: Sequence[Prompt], number: int) -> list[GenerationRequest]:
-        """Each prompt ``responses_per_prompt`` times, every one with a seed of its own."""
+        """Each prompt ``responses_per_prompt`` times, every one with a seed of its own.
+
+        Where an epoch ends in the round a prompt may stand in it twice: its responses are then counted on.
+        """
         requests = []
+        samples: Counter[str] = Counter()
         for prompt in prompts:
             for sample in range(self.config.responses_per_prompt):
                 order = prompt.order * self.config.responses_per_prompt + sample
+                place = f"{prompt.prompt_id}{'/again' * number}/{samples[prompt.prompt_id]}"
+                samples[prompt.prompt_id] += 1
                 requests.append(
                     GenerationRequest(
-                        rollout_id="/".join(
-                            [f"{self.steps_done + 1}", prompt.prompt_id, *["again"] * number, f"{sample}"]
-                        ),
+                        rollout_id=f"{self.steps_done + 1}/{place}",
                         prompt_id=prompt.prompt_id,
                         order=order,
                         prompt_ids=prompt.token_ids,
@@ -313,16 +334,16 @@ class PhaseClock:
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begun
 
-    def metrics(self, shards: Sequence[ScoredShard]) -> dict[str, float]:
+    def metrics(self, batch: StepBatch) -> dict[str, float]:
         """``time/<phase>`` in seconds and the rates that follow from them."""
-        summaries: list[RolloutSummary] = [s for shard in shards for s in shard.summaries]
-        sampled = sum(s.response_length for s in summaries)
-        total = sum(s.length for s in summaries)
+        sampled = sum(s.response_length for shard in batch.sampled for s in shard.summaries)
+        total = sum(s.length for shard in batch.sampled for s in shard.summaries)
+        trained = sum(s.length for shard in batch.trained for s in shard.summaries)
         step = time.perf_counter() - self._begun
         return {
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
             "time/step": step,
             "time/tokens_per_second": total / step,
             "time/generate_tokens_per_second": sampled / max(self._seconds["generate"], 1e-9),
-            "time/update_tokens_per_second": total / max(self._seconds["update"], 1e-9),
+            "time/update_tokens_per_second": trained / max(self._seconds["update"], 1e-9),
         }

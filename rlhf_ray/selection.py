@@ -51,22 +51,31 @@ def with_signal(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
     """The shards without the groups whose responses all score the same: from them nothing can be learned."""
     totals: dict[str, set[float]] = defaultdict(set)
     for summary, score in pairs_of(shards):
-        totals[summary.prompt_id].add(score.total + math.fsum(value for _, value in score.step_rewards))
+        totals[summary.prompt_id].add(score.total + earned_on_the_way(score))
     return kept_where(shards, lambda summary, _: len(totals[summary.prompt_id]) > 1)
+
+
+def earned_on_the_way(score: Score) -> float:
+    """What a response earns before its end."""
+    return math.fsum(value for _, value in score.step_rewards)
 
 
 def num_groups(shards: Sequence[ScoredShard]) -> int:
     return len({summary.prompt_id for shard in shards for summary in shard.summaries})
 
 
-def normalised(shards: Sequence[ScoredShard], seen: RunningMoments) -> tuple[list[ScoredShard], RunningMoments]:
-    """Scores less the mean and over the deviation of all scores of the run, these included; the moments after them."""
-    totals = torch.tensor([score.total for _, score in pairs_of(shards)], dtype=torch.float64)
-    seen = seen.updated(totals)
-    scale = 1.0 / max(seen.std, 1e-8)
+def updated_moments(seen: RunningMoments, shards: Sequence[ScoredShard]) -> RunningMoments:
+    """The moments of all scores of the run, those of ``shards`` included."""
+    return seen.updated(torch.tensor([score.total for _, score in pairs_of(shards)], dtype=torch.float64))
 
-    def scaled(score: Score) -> Score:
-        steps = tuple((index, value * scale) for index, value in score.step_rewards)
-        return replace(score, total=(score.total - seen.mean) * scale, step_rewards=steps)
 
-    return [replace(shard, scores=tuple(scaled(score) for score in shard.scores)) for shard in shards], seen
+def normalised(shards: Sequence[ScoredShard], seen: RunningMoments) -> list[ScoredShard]:
+    """The shards with every score less the mean and over the deviation that ``seen`` says."""
+    return [replace(shard, scores=tuple(scaled(score, seen) for score in shard.scores)) for shard in shards]
+
+
+def scaled(score: Score, seen: RunningMoments) -> Score:
+    """The score less the mean and over the deviation; while all scores were the same there is none to divide by."""
+    scale = 1.0 / seen.std if seen.std > 1e-8 else 1.0
+    steps = tuple((index, value * scale) for index, value in score.step_rewards)
+    return replace(score, total=(score.total - seen.mean) * scale, step_rewards=steps)

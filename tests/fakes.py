@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,28 @@ def shuffled(shards: list[list[GenerationRequest]]) -> list[list[GenerationReque
     return random.Random(3).sample(shards, len(shards))
 
 
+@dataclass(frozen=True)
+class Update:
+    """What the trainer was given in one step."""
+
+    step: int
+    pairs: tuple[tuple[RolloutSummary, Score], ...]
+    baselines: Mapping[str, float]
+
+
+def score_by_seed(summary: RolloutSummary, seed: int, weight: float) -> Score:
+    return Score(weight + seed / 2**31)
+
+
 class World:
     """What the fakes share: the trainer's weight, what each engine was last given, and everything that happened."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.requests: list[GenerationRequest] = []
+        self.requests: list[GenerationRequest] = []  # sampled ones; those at temperature 0 are kept apart
+        self.greedy_requests: list[GenerationRequest] = []
+        self.updates: list[Update] = []
+        self.score = score_by_seed
         self.weight = 0.0
         self.served: tuple[int, float] | None = None
         self.lag = 0  # versions that the engine stays behind
@@ -63,14 +80,15 @@ class FakeGenerator:
         assert self._world.served is not None, "sampled before any weights were synced"
         version, weight = self._world.served
         self._world.note(f"generate with version {version}")
-        self._world.requests += requests
+        greedy = settings.temperature == 0
+        (self._world.greedy_requests if greedy else self._world.requests).extend(requests)
         shards = [list(requests[i : i + self._shard_size]) for i in range(0, len(requests), self._shard_size)]
         for number, shard in enumerate(self._arrange(shards), start=1):
             for _ in range(5):  # time enough for whoever was given the last one
                 await asyncio.sleep(0)
             self._world.note(f"shard {number} of {len(shards)}")
             summaries = tuple(self._summary(request, version) for request in shard)
-            yield RolloutShard(summaries, [(request.seed, weight) for request in shard])
+            yield RolloutShard(summaries, [(_choice(request), weight) for request in shard])
 
     def _summary(self, request: GenerationRequest, version: int) -> RolloutSummary:
         return RolloutSummary(
@@ -78,10 +96,15 @@ class FakeGenerator:
             prompt_id=request.prompt_id,
             order=request.order,
             prompt_length=len(request.prompt_ids),
-            response_length=1 + request.seed % 7,
-            finish_reason="stop" if request.seed % 3 else "length",
+            response_length=1 + _choice(request) % 7,
+            finish_reason="stop" if _choice(request) % 3 else "length",
             policy_version=version - self._world.lag,
         )
+
+
+def _choice(request: GenerationRequest) -> int:
+    """What is sampled: by the seed, or (seed 0, at temperature 0) by the prompt alone."""
+    return request.seed or int(request.prompt_ids[0]) * 7919 + 1
 
 
 class FakeReference:
@@ -99,7 +122,8 @@ class FakeRewardModel:
 
     async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
         self._world.note("score")
-        return tuple(Score(weight + seed / 2**31) for seed, weight in shard.rollouts)
+        rows = zip(shard.summaries, shard.rollouts, strict=True)
+        return tuple(self._world.score(summary, seed, weight) for summary, (seed, weight) in rows)
 
 
 class FakeTrainer:
@@ -112,9 +136,11 @@ class FakeTrainer:
         self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
     ) -> Mapping[str, float]:
         self._world.note(f"update {step}")
-        for shard in shards:
-            for score in shard.scores:
-                self._world.weight = 0.9 * self._world.weight + 0.1 * score.total - 0.01 * kl_coef
+        pairs = [pair for shard in shards for pair in zip(shard.summaries, shard.scores, strict=True)]
+        self._world.updates.append(Update(step, tuple(pairs), dict(baselines)))
+        for summary, score in pairs:
+            gain = score.total - baselines.get(summary.prompt_id, 0.0)
+            self._world.weight = 0.9 * self._world.weight + 0.1 * gain - 0.01 * kl_coef
         kl = 5.0 + self._world.weight if self._world.kl is None else self._world.kl
         return {"ppo/logprob_difference": self._world.logprob_difference, "ppo/kl_per_response": kl}
 
@@ -140,14 +166,14 @@ class FakeWeightSync:
 
 
 class FakePrompts:
-    """Counts upwards: batch k holds the prompts k * size to (k + 1) * size - 1."""
+    """Counts upwards, and begins again after ``num_prompts``."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, num_prompts: int = 1_000_000) -> None:
+        self.num_prompts = num_prompts
         self.position = 0
 
     def next_prompts(self, count: int) -> list[Prompt]:
-        numbers = range(self.position, self.position + count)
+        numbers = [n % self.num_prompts for n in range(self.position, self.position + count)]
         self.position += count
         return [Prompt(f"p{n}", np.array([n, n], dtype=np.int32), order=i) for i, n in enumerate(numbers)]
 
@@ -159,7 +185,13 @@ class FakePrompts:
 
 
 def make_driver(
-    config: PpoConfig, *, seed: int = 0, shard_size: int = 2, arrange: Arrange = as_they_are, world: World | None = None
+    config: PpoConfig,
+    *,
+    seed: int = 0,
+    shard_size: int = 2,
+    arrange: Arrange = as_they_are,
+    world: World | None = None,
+    **others: Any,
 ) -> tuple[Driver, World]:
     """A driver whose roles are all fakes of one world."""
     world = world or World()
@@ -170,8 +202,9 @@ def make_driver(
         trainer=FakeTrainer(world),
         weights=FakeWeightSync(world),
     )
-    prompts = FakePrompts(config.prompts_per_step)
-    return Driver(roles=roles, prompts=prompts, config=config, settings=SamplingSettings(), seed=seed), world
+    prompts = others.pop("prompts", FakePrompts())
+    settings = SamplingSettings()
+    return Driver(roles=roles, prompts=prompts, config=config, settings=settings, seed=seed, **others), world
 
 
 async def run_driver(driver: Driver) -> list[dict[str, float]]:
