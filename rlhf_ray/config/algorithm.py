@@ -14,6 +14,8 @@ Aggregation: TypeAlias = Literal["token_mean", "sequence_mean", "sequence_sum", 
 
 # Estimators that compare the responses to one prompt with each other.
 GROUPED: frozenset[str] = frozenset({"grpo", "dr_grpo", "rloo", "opo", "reinforce_pp_baseline"})
+# Vocabularies of this size or less may have their whole distributions sent from the reference to the trainer.
+MAX_EXACT_KL_VOCABULARY = 8192
 # Estimators whose advantages are whitened over the step unless `ppo.whiten_advantages` says otherwise.
 WHITENED: frozenset[str] = frozenset({"gae", "reinforce_pp", "reinforce_pp_baseline"})
 

@@ -10,6 +10,11 @@ from rlhf_ray.config.checks import require, require_not_negative, require_positi
 # What the engine's own interface rests on: another value would break sampling or weight sync, not tune it.
 RESERVED_ENGINE_ARGS = frozenset(
     {"model", "load_format", "logprobs_mode", "tensor_parallel_size", "weight_transfer_config", "worker_extension_cls"}
+    # Each of these can make the engine sample from another distribution than the softmax of the weights it was sent,
+    # or let more than a request's seed decide its tokens.
+    | {"generation_config", "override_generation_config", "logits_processors", "watermark_config", "diffusion_config"}
+    | {"structured_outputs_config", "reasoning_config", "reasoning_parser", "reasoning_parser_plugin"}
+    | {"speculative_config", "spec_method", "spec_model", "spec_tokens"}
 )
 
 

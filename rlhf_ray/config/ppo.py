@@ -58,6 +58,9 @@ class PpoConfig:
     num_minibatches: int = 2
     max_response_tokens: int = 48
     temperature: float = 1.0
+    top_p: float = 1.0  # these three are here to be refused, with the reason
+    top_k: int = 0
+    repetition_penalty: float = 1.0
 
     advantages: Estimator = "gae"
     gamma: float = 1.0
@@ -123,6 +126,30 @@ class PpoConfig:
         self._require_divisor("responses_per_prompt", self.responses_per_prompt)
 
         self._require_group()
+        self._require_whole_distribution()
+
+    def _require_whole_distribution(self) -> None:
+        """The trainer computes with the whole softmax: tokens sampled from another distribution have other ratios."""
+        sharpen = "lower ppo.temperature for likelier tokens: the trainer applies it too"
+        for name, value, neutral, effect, remedy in (
+            ("top_p", self.top_p, 1.0, "leaves out unlikely tokens", sharpen),
+            ("top_k", self.top_k, 0, "leaves out unlikely tokens", sharpen),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                1.0,
+                "changes every logit",
+                "score repetition in rewards.sources instead",
+            ),
+        ):
+            require(
+                value == neutral,
+                field=f"ppo.{name}",
+                value=value,
+                rule=f"{effect} when sampling, while the trainer's log-probabilities are of the whole softmax: the "
+                f"ratio and the KL would be biased; only {neutral:g} is unbiased",
+                remedy=remedy,
+            )
 
     def _require_group(self) -> None:
         least = 2 if self.advantages in GROUPED or self.filter.enabled else 1

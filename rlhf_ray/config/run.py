@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf_ray.config.algorithm import MAX_EXACT_KL_VOCABULARY
 from rlhf_ray.config.checks import require
 from rlhf_ray.config.cluster import ClusterConfig, WeightSyncConfig
 from rlhf_ray.config.data import DataConfig
@@ -89,6 +90,7 @@ class RunConfig:
                 f"cluster.actor_timeout_s ({self.cluster.actor_timeout_s:g})",
                 remedy="lower one or raise the other",
             )
+        self._require_exact_kl()
         if self.model.path is None:
             longest = self.model.scratch.max_position_embeddings
             require(
@@ -112,6 +114,33 @@ class RunConfig:
             f"{', '.join(str(size) for size in CPU_HEAD_SIZES)}",
             remedy="choose another num_heads or hidden_size, or device=cuda",
         )
+
+    def _require_exact_kl(self) -> None:
+        """Whole distributions come from a reference server, and only where the vocabulary is small."""
+        vocabulary = self.model.scratch.vocab_size if self.model.path is None else 0  # of a loaded model: see scoring
+        for field_name, value, holds, rule in (
+            (
+                "ppo.kl.estimator",
+                self.ppo.kl.estimator,
+                not self.training.lora.enabled,
+                f"needs a reference server, and with adapters (training.lora.rank={self.training.lora.rank}) the "
+                "trainer computes the reference",
+            ),
+            (
+                "model.scratch.vocab_size",
+                vocabulary,
+                vocabulary <= MAX_EXACT_KL_VOCABULARY,
+                f"must not exceed {MAX_EXACT_KL_VOCABULARY} with ppo.kl.estimator=exact, which sends the whole "
+                "distribution of every sampled token",
+            ),
+        ):
+            require(
+                holds or self.ppo.kl.estimator != "exact",
+                field=field_name,
+                value=value,
+                rule=rule,
+                remedy="use ppo.kl.estimator=k1 in the reward, or k2 in the loss",
+            )
 
     def _require_room(self, field_name: str, tokens: int) -> None:
         require(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_ray.config.algorithm import MAX_EXACT_KL_VOCABULARY
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.data.batching import pack_micro_batches
@@ -23,6 +24,7 @@ from rlhf_ray.engines.models import (
     load_causal,
     load_scalar,
 )
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import FloatArray, Graded, IntArray, Rollout
 
 T = TypeVar("T")
@@ -73,7 +75,11 @@ class ReferenceEngine(_FrozenEngine):
 
     @torch.inference_mode()
     def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
-        """Log-probabilities [R, V] of the whole vocabulary at each response token. For small vocabularies only."""
+        """Log-probabilities [R, V] of the whole vocabulary at each response token.
+
+        Raises ConfigError for a vocabulary so large that they would not fit through the object store.
+        """
+        self._require_small_vocabulary()
         found: dict[int, FloatArray] = {}
         for rows in pack_micro_batches([len(r.prompt_ids) + len(r.response_ids) for r in rollouts], self._max_tokens):
             batch = collate([response_sequence(rollouts[i].prompt_ids, rollouts[i].response_ids) for i in rows])
@@ -81,6 +87,17 @@ class ReferenceEngine(_FrozenEngine):
             parts = torch.split(whole, [len(rollouts[i].response_ids) for i in rows])
             found |= {i: part.numpy() for i, part in zip(rows, parts, strict=True)}
         return tuple(found[i] for i in range(len(rollouts)))
+
+    def _require_small_vocabulary(self) -> None:
+        size = int(cast(PolicyModule, self._module).model.config.vocab_size)
+        if size > MAX_EXACT_KL_VOCABULARY:
+            raise ConfigError(
+                "ppo.kl.estimator",
+                "exact",
+                f"sends the whole distribution of every sampled token, and the vocabulary has {size} tokens, more than "
+                f"{MAX_EXACT_KL_VOCABULARY}",
+                "use k1 in the reward, or k2 in the loss",
+            )
 
 
 class RewardModelEngine(_FrozenEngine):

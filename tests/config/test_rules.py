@@ -110,6 +110,17 @@ OTHER_RULES = (
     (["ppo.advantages=remax", "ppo.critic_warmup_steps=1"], r"^ppo\.critic_warmup_steps \(1\) warms up a critic"),
     (["ppo.critic_lam=2"], r"^ppo\.critic_lam \(2\.0\) must lie between 0 and 1"),
     (["ppo.reward.overlong_tokens=4"], r"^ppo\.reward\.overlong_tokens \(4\) and .* must both be positive"),
+    (["ppo.top_p=0.9"], r"^ppo\.top_p \(0\.9\) leaves out unlikely tokens .* whole softmax: .* lower ppo\.temperature"),
+    (["ppo.top_k=50"], r"^ppo\.top_k \(50\) leaves out unlikely tokens .* only 0 is unbiased"),
+    (["ppo.repetition_penalty=1.2"], r"^ppo\.repetition_penalty \(1\.2\) changes every logit .* rewards\.sources"),
+    (
+        ["ppo.kl.estimator=exact", "training.lora.rank=4"],
+        r"^ppo\.kl\.estimator \('exact'\) needs a reference server, .* \(training\.lora\.rank=4\)",
+    ),
+    (
+        ["ppo.kl.estimator=exact", "model.scratch.vocab_size=8193"],
+        r"^model\.scratch\.vocab_size \(8193\) must not exceed 8192 with ppo\.kl\.estimator=exact",
+    ),
     (["ppo.gamma=1.1"], r"^ppo\.gamma \(1\.1\) must lie between 0 and 1"),
     (["ppo.lam=-0.1"], r"^ppo\.lam \(-0\.1\) must lie between 0 and 1"),
     (["ppo.reward.score_clip=-1"], r"^ppo\.reward\.score_clip \(-1\.0\) must lie between 0 and"),
@@ -169,6 +180,11 @@ OTHER_RULES = (
     ),
     (["generation.gpu_memory_utilization=1.5"], r"^generation\.gpu_memory_utilization \(1\.5\) must lie above 0"),
     (["generation.engine_args.model=x"], r"^generation\.engine_args \(\['model'\]\) must not set"),
+    *(
+        ([f"generation.engine_args.{name}=x"], rf"^generation\.engine_args \(\['{name}'\]\) must not set what sampling")
+        for name in ("generation_config", "override_generation_config", "logits_processors", "watermark_config")
+    ),
+    (["generation.engine_args.spec_method=ngram"], r"^generation\.engine_args \(\['spec_method'\]\) must not set"),
     (
         ["generation.max_model_len=64"],
         r"^generation\.max_model_len \(64\) must not be below model\.max_length \(128\); raise it",
@@ -238,6 +254,10 @@ def test_a_value_that_stands_in_two_sections_names_both(config_file: Path) -> No
         ["model.scratch.num_heads=8", "device=cuda"],
         ["model.path=some/model", "model.max_length=4096"],
         ["generation.max_model_len=128"],
+        ["ppo.top_p=1", "ppo.top_k=0", "ppo.repetition_penalty=1"],
+        ["ppo.kl.estimator=exact", "model.scratch.vocab_size=8192"],
+        ["model.scratch.vocab_size=8193"],
+        ["ppo.kl.estimator=k1", "training.lora.rank=4"],
         [*FUNCTION, "ppo.critic_initialise_from=sft"],
         [*FUNCTION, "ppo.advantages=reinforce_pp"],
         [*FUNCTION, "rewards.sources.own.weight=-0.5"],

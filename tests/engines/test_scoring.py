@@ -13,6 +13,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.data.collate import response_sequence
 from rlhf_ray.engines.scoring import NO_STEPS, ProcessRewardEngine, ReferenceEngine, RewardModelEngine, step_ends
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import Graded, Rollout
 from tests import textbook, tiny
 
@@ -49,6 +50,32 @@ def test_scores_are_normalised_by_what_was_saved_with_the_model(tmp_path: Path, 
             device="cpu",
         )
         assert list(engine.score(ROLLOUTS)) == pytest.approx([(score - mean) / std for score in raw], abs=2e-6)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 1000])
+def test_distributions_are_those_at_each_response_token_of_the_response_alone(tmp_path: Path, max_tokens: int) -> None:
+    model = tiny.causal_model()
+    engine = ReferenceEngine(
+        path=tiny.saved(model, tmp_path),
+        model=ModelConfig(),
+        config=ServerConfig(max_tokens_per_batch=max_tokens),
+        device="cpu",
+        temperature=0.7,
+    )
+    rollouts = tiny.rollouts(5)
+    for rollout, found in zip(rollouts, engine.distributions(rollouts), strict=True):
+        ids = torch.tensor([[*map(int, rollout.prompt_ids), *map(int, rollout.response_ids)]])
+        with torch.no_grad():
+            whole = (model(input_ids=ids).logits[0].float() / 0.7).log_softmax(-1).numpy()
+        assert found.shape == (len(rollout.response_ids), tiny.VOCABULARY)
+        np.testing.assert_allclose(found, whole[len(rollout.prompt_ids) - 1 : -1], atol=1e-5)
+
+
+def test_whole_distributions_of_a_large_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = tiny.saved(tiny.causal_model(vocab_size=8193, hidden_size=8), tmp_path)
+    engine = ReferenceEngine(path=path, model=ModelConfig(), config=ServerConfig(), device="cpu", temperature=1.0)
+    with pytest.raises(ConfigError, match=r"^ppo\.kl\.estimator \('exact'\) sends .* has 8193 tokens, more than 8192"):
+        engine.distributions(tiny.rollouts(2))
 
 
 def test_no_rollouts_have_no_scores(tmp_path: Path) -> None:
