@@ -257,7 +257,7 @@ def _check_function(context: Context, source: RewardSourceConfig, place: str) ->
         raise ConfigError(
             f"{place}.function",
             source.function,
-            str(error),
+            f"cannot be used: {error.reason}",
             f"check the name (module:function, importable from here) and {place}.arguments",
         ) from error
     if answers and all(graded.failed for graded in answers):

@@ -25,6 +25,7 @@ WITHOUT_EFFECT = (
     "rewards.max_failed_fraction",
     "evaluation.num_shown",
 )
+SOURCES_WITHOUT_EFFECT = ("timeout_s", "max_retries", "num_workers")  # of every source of rewards
 # Settings that name files of people's own: what counts is what lies in them.
 PATHS = ("model.path", "model.chat_template", "reward_model.initialise_from")
 NO_PATHS = (None, "sft", "base", "tokenizer", *TEMPLATES)
@@ -45,6 +46,9 @@ def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]
             if named not in NO_PATHS and (contents := fingerprint(named)):
                 settings[f"contents of {section}.{path}"] = contents
         if section == "rewards":
+            for source in value["sources"].values():
+                for name in SOURCES_WITHOUT_EFFECT:
+                    del source[name]
             settings |= _reward_contents(config.rewards)
     return settings
 

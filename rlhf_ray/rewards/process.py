@@ -29,6 +29,13 @@ ALONE = 8  # a response alone may take this part of a batch's time
 class FunctionLoadError(RlhfError):
     """A reward function cannot be imported, or not be called with its arguments."""
 
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return "reward function {!r} cannot be used: {}".format(*self.args)
+
 
 class FunctionReward:
     """A function behind a time limit: ``timeout_s`` for a batch, as much again for finding out whose fault it was."""
@@ -102,7 +109,7 @@ class FunctionProcess:
             answer = Failure(f"its process died, or was not ready within {START_S:g} s ({type(error).__name__})")
         if not isinstance(answer, Loaded):
             self.end()
-            raise FunctionLoadError(f"reward function {name!r} cannot be used: {answer.reason}")
+            raise FunctionLoadError(name, answer.reason)
         self.wants_tokens = answer.wants_tokens
 
     def call(self, texts: Sequence[ResponseText], limit_s: float) -> list[Graded] | Failure:

@@ -70,7 +70,7 @@ async def test_a_function_that_cannot_be_called_is_refused(
     context = await context_for(tmp_path, checkpoint, kind="function", function=function, arguments=arguments)
     with pytest.raises(ConfigError, match=message) as caught:
         check_rewards(context)
-    assert str(caught.value).startswith(f"rewards.sources.a.function ({function!r})")
+    assert str(caught.value).startswith(f"rewards.sources.a.function ({function!r}) c")
 
 
 async def test_a_function_may_ask_for_tokens(tmp_path: Path, checkpoint: Path) -> None:

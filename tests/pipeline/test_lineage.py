@@ -34,6 +34,18 @@ def test_what_has_no_effect_exists() -> None:
         assert name not in part, path
 
 
+def test_how_patiently_a_source_of_rewards_is_asked_has_no_effect() -> None:
+    source = RewardSourceConfig(kind="http", url="http://x")
+    patient = replace(source, timeout_s=9.0, max_retries=9, num_workers=9)
+    heavier = replace(source, weight=2.0)
+
+    def settings(source: RewardSourceConfig) -> object:
+        ppo = PpoConfig(critic_initialise_from="sft")
+        return stage_settings(replace(RunConfig(), rewards=RewardsConfig({"a": source}), ppo=ppo), ("rewards",))
+
+    assert settings(source) == settings(patient) != settings(heavier)
+
+
 def test_a_reward_counts_by_the_module_or_checkpoint_that_it_comes_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
