@@ -188,7 +188,8 @@ def kto_loss(
     _check_shape(rewards, desirable=desirable)
     baseline = beta * torch.as_tensor(kl, dtype=rewards.dtype, device=rewards.device).detach()
     surprise = torch.where(desirable, baseline - rewards, rewards - baseline).sigmoid()  # 1 - sigmoid(x) = sigmoid(-x)
-    loss = (torch.where(desirable, desirable_weight, undesirable_weight).to(rewards.dtype) * surprise).sum()
+    weights = torch.where(desirable, rewards.new_tensor(desirable_weight), rewards.new_tensor(undesirable_weight))
+    loss = (weights * surprise).sum()
 
     measured = rewards.detach().double()
     kinds = {"chosen_rewards": desirable, "rejected_rewards": ~desirable}
