@@ -213,6 +213,10 @@ class Scope:
         """Bring a block to this process."""
         return (await self._answers("object store", "fetch", [ref]))[0]
 
+    async def put(self, block: Any) -> Any:
+        """Lay a block of this process into the object store."""
+        return ray.put(block)
+
     def sync_backend(self) -> str:
         wanted = self._config.weight_sync.transport
         if wanted == "auto" and self._device == "cuda":

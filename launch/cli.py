@@ -13,7 +13,7 @@ import typer
 
 from rlhf_ray.config.load import load_config, to_yaml
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.errors import RlhfError
+from rlhf_ray.errors import ConfigError, RlhfError
 
 app = typer.Typer(
     add_completion=False,
@@ -91,6 +91,25 @@ def generate(
 
 
 @app.command()
+def replay(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's output_dir.", show_default=False)],
+    overrides: Overrides = None,
+    print_config: Print = False,
+) -> None:
+    """Train a run's saved rollouts again (ppo.save_rollouts=true) and compare every number; status 1 if any differs."""
+    config = _guard(lambda: _config_of(directory))
+    settings, recorded = _settings(config, overrides, print_config), _settings(config, None, False)
+
+    def run() -> None:
+        from launch.jobs import replay_recorded
+
+        if not asyncio.run(replay_recorded(settings, recorded=recorded, root=directory, command=_command())):
+            raise typer.Exit(1)
+
+    _guard(run)
+
+
+@app.command()
 def submit(
     config: Config,
     overrides: Overrides = None,
@@ -134,6 +153,14 @@ def _settings(config: Path, overrides: list[str] | None, print_config: bool) -> 
         typer.echo(to_yaml(settings), nl=False)
         raise typer.Exit(0)
     return settings
+
+
+def _config_of(directory: Path) -> Path:
+    """The settings that a run left in its directory."""
+    config = directory / "config.yaml"
+    if not config.is_file():
+        raise ConfigError("RUN_DIR", str(directory), "holds no config.yaml", "give the output_dir of a run")
+    return config
 
 
 def _guard(action: Callable[[], Any]) -> Any:

@@ -26,8 +26,9 @@ from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.evaluation import evaluate_models
+from rlhf_ray.pipeline.replay import RecordedRun, replay_run
 from rlhf_ray.pipeline.report import write_all
-from rlhf_ray.pipeline.run import load_finished, run_stages
+from rlhf_ray.pipeline.run import load_finished, run_stages, take_up
 
 MEMORY_FILE = "peak_memory_bytes"
 
@@ -74,6 +75,26 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     target = output or store.root / "generations.jsonl"
     write_jsonl(target, (_row(response) for response in responses))
     print(f"{len(responses)} responses: {target}", flush=True)
+
+
+async def replay_recorded(config: RunConfig, *, recorded: RunConfig, root: Path, command: str) -> bool:
+    """Run PPO again from the rollouts saved under ``root``, print what differs; whether nothing does."""
+    be_quiet()
+    context = Context(recorded, build_task(recorded.data), _NoFleet(), ArtefactStore(root.resolve()), command)
+    changed = take_up(context, "ppo")
+    run = RecordedRun.of(context.directory("ppo"), recorded)
+    context.config = config
+    with cluster(config.cluster, wanted_cpus=total(requirements.trainer(config, "cpu"))[0]):
+        end_on_sigterm()
+        context.fleet = Fleet(config, resolve_device(config.device))
+        comparison = await replay_run(context, run)
+    Console().print(comparison.table())
+    for line in comparison.settings:
+        print(f"other setting: {line}", flush=True)
+    for line in changed:
+        print(f"changed since the run: {line}", flush=True)
+    print(comparison.verdict, flush=True)
+    return comparison.exact
 
 
 def end_on_sigterm() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,13 +27,20 @@ PATHS = sorted(set(re.findall(r"`((?:configs|benchmarks|launch|docs|tests|rlhf_r
 
 def test_the_readme_has_commands_for_every_stage() -> None:
     named = {shlex.split(command)[1] for command in COMMANDS}
-    assert named == {"pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "submit"}
+    assert named == {"pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "replay", "submit"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_readme_is_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(CHECKOUT)
-    outcome = CliRunner().invoke(app, [*shlex.split(command)[1:], "--print-config"])
+    verb, directory, *settings = shlex.split(command)[1:]
+    if verb == "replay":  # its first argument is what a run has left
+        (tmp_path / directory).mkdir(parents=True)
+        shutil.copy("configs/quickstart.yaml", tmp_path / directory / "config.yaml")
+        directory = str(tmp_path / directory)
+    outcome = CliRunner().invoke(app, [verb, directory, *settings, "--print-config"])
     assert outcome.exit_code == 0, outcome.output
     assert "ppo:" in outcome.output
 

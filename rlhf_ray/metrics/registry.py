@@ -204,6 +204,7 @@ _PPO_UPDATE = (
         "lower",
     ),
     _M("ppo/sync_bytes", "bytes", "Bytes of weights sent to one generator in this step's sync."),
+    _M("ppo/saved_bytes", "bytes", "Bytes on the disk of the step's saved rollouts (ppo.save_rollouts)."),
     _M("ppo/padding_fraction", "fraction", "Share of the positions the trainer computed that hold padding.", "lower"),
 )
 

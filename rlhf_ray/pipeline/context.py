@@ -53,7 +53,11 @@ class Scope(Protocol):
     async def weight_sync(self, trainer: Any, generators: Any, probe: Sequence[int]) -> WeightSync: ...
 
     async def fetch(self, ref: Ref) -> Any:
-        """Bring a block to the driver: for text that people will read, never in the training loop."""
+        """Bring a block to the driver: for text that people will read, and for the disk."""
+        ...
+
+    async def put(self, block: Any) -> Ref:
+        """Give a block from the driver to whoever will be given its reference."""
         ...
 
 

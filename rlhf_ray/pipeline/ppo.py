@@ -20,6 +20,7 @@ from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import open_metric_log
 from rlhf_ray.pipeline.context import Context, Scope, quiet, ranks_of
 from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics
+from rlhf_ray.pipeline.recording import recorded
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, SamplingSettings
@@ -66,47 +67,64 @@ class SampledPrompts:
 
 async def train_ppo(context: Context) -> dict[str, Any]:
     """Write ``ppo/policy``, a Hugging Face checkpoint with its tokenizer. Resumes at the last complete checkpoint."""
-    config, tools = context.config, TextTools.of(context)
-    room = config.ppo.max_response_tokens
-    prompts, _, too_long = tools.prompts(context.task.prompts("train"), room=room)
-    source = SampledPrompts(prompts, config.ppo.prompts_per_step, config.seed)
-    policy = context.directory("ppo") / "policy"
+    tools = TextTools.of(context)
+    prompts, too_long = training_prompts(context, tools)
+    directory = context.directory("ppo")
+    policy = directory / "policy"
     async with context.fleet.scope() as scope:
         roles = await _start(context, scope, tools, prompts)
-        settings = SamplingSettings(
-            temperature=config.ppo.temperature, max_tokens=room, stop_token_ids=tools.stop_token_ids
-        )
-        driver = Driver(
-            roles=roles,
-            prompts=source,
-            config=config.ppo,
-            settings=settings,
-            seed=config.seed,
-            max_failed_fraction=config.rewards.max_failed_fraction,
-            warn=warned,
-        )
+        heard = recorded(roles, scope, directory) if context.config.ppo.save_rollouts else roles
+        driver = make_driver(context, heard, tools, prompts)
         last = await PpoRun(context, driver, roles, scope).train()
         await roles.trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)
     return {"policy": str(policy), "prompts": len(prompts), "too_long": too_long, "last_step": dict(last)}
 
 
-async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequence[Prompt]) -> Roles:
-    """Start the five roles together; each loads while the others do."""
+def training_prompts(context: Context, tools: TextTools) -> tuple[list[Prompt], int]:
+    """The prompts that are sampled from, and how many were too long."""
+    prompts, _, too_long = tools.prompts(context.task.prompts("train"), room=context.config.ppo.max_response_tokens)
+    return prompts, too_long
+
+
+def make_driver(context: Context, roles: Roles, tools: TextTools, prompts: Sequence[Prompt]) -> Driver:
+    """The loop over ``roles``, as the configuration wants it."""
+    config = context.config
+    return Driver(
+        roles=roles,
+        prompts=SampledPrompts(prompts, config.ppo.prompts_per_step, config.seed),
+        config=config.ppo,
+        settings=SamplingSettings(
+            temperature=config.ppo.temperature,
+            max_tokens=config.ppo.max_response_tokens,
+            stop_token_ids=tools.stop_token_ids,
+        ),
+        seed=config.seed,
+        max_failed_fraction=config.rewards.max_failed_fraction,
+        warn=warned,
+    )
+
+
+def ppo_spec(context: Context) -> PpoSpec:
+    """What the trainer is built from."""
     sft, reward_path = str(policy_path(context)), str(context.results("reward_model")["model"])
     model, ppo = context.config.model, context.config.ppo
-    critic = {"reward_model": reward_path, "sft": sft}[ppo.critic_initialise_from]
-    spec = PpoSpec(
+    return PpoSpec(
         policy_path=sft,
-        critic_path=critic,
+        critic_path={"reward_model": reward_path, "sft": sft}[ppo.critic_initialise_from],
         policy_model=model,
         critic_model=model,
         training=context.config.training,
         ppo=ppo,
         reference_path=sft,
     )
+
+
+async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequence[Prompt]) -> Roles:
+    """Start the five roles together; each loads while the others do."""
+    sft, reward_path = str(policy_path(context)), str(context.results("reward_model")["model"])
     trainer, generator, reference, reward_model = await asyncio.gather(
-        scope.ppo_trainer(spec, demonstrations=pretraining_mix(context, tools)),
+        scope.ppo_trainer(ppo_spec(context), demonstrations=pretraining_mix(context, tools)),
         scope.generators(sft),
         scope.reference(sft),
         scope.rewards(

@@ -88,6 +88,29 @@ def load_finished(context: Context, until: str) -> None:
         context.finished[stage.name] = left
 
 
+def take_up(context: Context, until: str) -> list[str]:
+    """Take up every stage up to and with ``until`` as it was left, and say what has changed since, one line a stage.
+
+    For a replay, which asks what a change does. Raises ConfigError where a stage before ``until`` is not finished.
+    """
+    changed, data_hash = [], context.task.fingerprint()
+    for stage in STAGES[: _position(until) + 1]:
+        left = context.store.read(stage.name)
+        if left is not None:
+            wanted = _wanted(context, stage, data_hash)
+            context.finished[stage.name] = left
+            if left.key != wanted.key:
+                changed.append(f"{stage.name}: {_why(left, wanted)}")
+        elif stage.name != until:
+            raise ConfigError(
+                "RUN_DIR",
+                str(context.store.root),
+                f"has no finished stage {stage.name!r}",
+                "give the output_dir of a run that has reached its last stage",
+            )
+    return changed
+
+
 def _position(name: str) -> int:
     if name not in NAMES:
         raise ConfigError("stage", name, "is not a stage", f"choose one of {', '.join(NAMES)}")

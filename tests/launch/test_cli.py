@@ -42,7 +42,7 @@ def error_of(result: Result) -> str:
 # ------------------------------------------------------------------------------------------------------- every command
 def test_these_are_the_commands() -> None:
     assert sorted(command.callback.__name__ for command in app.registered_commands if command.callback) == sorted(
-        COMMANDS
+        [*COMMANDS, "replay"]
     )
 
 
@@ -118,6 +118,31 @@ def test_a_report_of_a_run_that_has_not_finished_says_what_to_do(config_file: Pa
 
 def test_responses_of_a_run_that_has_not_finished_say_what_to_do(config_file: Path) -> None:
     assert "has no finished stage 'model'; run `rlhf-ray pipeline`" in error_of(run("generate", config_file))
+
+
+# --------------------------------------------------------------------------------------------------------------- replay
+@pytest.fixture
+def run_dir(config_file: Path, tmp_path: Path) -> Path:
+    """A run's directory that holds its settings and nothing else."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "config.yaml").write_text(to_yaml(load_config(config_file)))
+    return directory
+
+
+def test_a_replay_takes_the_settings_of_the_run(run_dir: Path) -> None:
+    done = run("replay", run_dir, "training.num_ranks=2", "--print-config")
+    assert done.exit_code == 0
+    assert done.stdout == to_yaml(load_config(run_dir / "config.yaml", ["training.num_ranks=2"]))
+
+
+def test_a_replay_of_no_run_says_what_a_run_is(tmp_path: Path) -> None:
+    message = error_of(run("replay", tmp_path))
+    assert message == f"error: RUN_DIR ('{tmp_path}') holds no config.yaml; give the output_dir of a run"
+
+
+def test_a_replay_of_a_run_that_has_not_trained_says_what_to_do(run_dir: Path) -> None:
+    assert "has no finished stage 'model'; give the output_dir" in error_of(run("replay", run_dir))
 
 
 # ----------------------------------------------------------------------------------------------------------- as a whole

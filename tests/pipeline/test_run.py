@@ -15,7 +15,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline import run as run_module
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.pipeline.run import NAMES, STAGES, RunStage, load_finished, run_stages
+from rlhf_ray.pipeline.run import NAMES, STAGES, RunStage, load_finished, run_stages, take_up
 from tests.pipeline.fakes import FakeTask, make_context
 
 
@@ -227,3 +227,20 @@ async def test_a_missing_stage_and_other_settings_are_told_apart(chain: Chain) -
         load_finished(make_context(chain.root, config_of(), chain.task), "evaluation")
     with pytest.raises(ConfigError, match=r"no finished stage 'ppo' of these settings \(ppo\.num_steps: 30 -> 3\)"):
         load_finished(make_context(chain.root, config_of("ppo.num_steps=3"), chain.task), "ppo")
+
+
+async def test_stages_are_taken_up_as_they_were_left_and_tell_what_has_changed(chain: Chain) -> None:
+    await chain.run(until="ppo")
+    context = make_context(chain.root, config_of(), chain.task)
+    assert take_up(context, "ppo") == []
+    assert tuple(context.finished) == NAMES[:5]
+    assert take_up(make_context(chain.root, config_of("ppo.kl.coef=0.9"), chain.task), "ppo") == [
+        "ppo: ppo.kl.coef: 0.05 -> 0.9"
+    ]
+
+
+async def test_the_last_stage_that_is_taken_up_may_be_unfinished_and_no_other(chain: Chain) -> None:
+    await chain.run(until="reward_model")
+    assert take_up(make_context(chain.root, config_of(), chain.task), "ppo") == []
+    with pytest.raises(ConfigError, match=r"has no finished stage 'ppo'; give the output_dir of a run"):
+        take_up(make_context(chain.root, config_of(), chain.task), "evaluation")

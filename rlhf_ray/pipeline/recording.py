@@ -1,0 +1,136 @@
+"""Writes down every step of a PPO run: the roles as they are, with an ear at each.
+
+What is kept is what was sampled, with the scores as they were given: rollouts that the driver drops, scores that it
+normalises and the greedy responses of ReMax included. From it ``rlhf-ray replay`` runs driver and trainer again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rlhf_ray.driver import Roles
+from rlhf_ray.pipeline.context import Scope
+from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
+from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, RolloutShard, ScoredShard
+from rlhf_ray.rollout_store import SavedShard, StepRecord, StepWriter, step_directory
+
+ROLLOUTS = "rollouts"  # below the stage's directory
+
+
+@dataclass(frozen=True)
+class Said:
+    """A shard of the step that is under way, and what the frozen servers have said of it so far: references only."""
+
+    shard: RolloutShard
+    ref_logprobs: Ref = None
+    scores: tuple[Score, ...] = ()
+
+
+class StepNotes:
+    """What was said in the step that is under way."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, Said] = {}
+
+    def sampled(self, shard: RolloutShard) -> None:
+        self._said[id(shard)] = Said(shard)
+
+    def referred(self, shard: RolloutShard, ref_logprobs: Ref) -> None:
+        self._said[id(shard)] = replace(self._said[id(shard)], ref_logprobs=ref_logprobs)
+
+    def scored(self, shard: RolloutShard, scores: tuple[Score, ...]) -> None:
+        self._said[id(shard)] = replace(self._said[id(shard)], scores=scores)
+
+    def forget(self) -> None:
+        """Let the blocks go."""
+        self._said.clear()
+
+    async def write(self, directory: Path, record: StepRecord, scope: Scope) -> int:
+        """Write the step to ``directory``, one shard after the other; the bytes that it takes."""
+        writer = StepWriter(directory)
+        for said in sorted(self._said.values(), key=lambda s: s.shard.summaries[0].order):
+            reference = None if said.ref_logprobs is None else await scope.fetch(said.ref_logprobs)
+            writer.add(SavedShard(tuple(await scope.fetch(said.shard.rollouts)), reference, said.scores))
+        return writer.finish(record)
+
+
+class RecordedGenerator:
+    def __init__(self, generator: Generator, notes: StepNotes) -> None:
+        self._generator, self._notes = generator, notes
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], settings: SamplingSettings
+    ) -> AsyncIterator[RolloutShard]:
+        async for shard in self._generator.generate(requests, settings):
+            self._notes.sampled(shard)
+            yield shard
+
+
+class RecordedReference:
+    def __init__(self, reference: Reference, notes: StepNotes) -> None:
+        self._reference, self._notes = reference, notes
+
+    async def logprobs(self, shard: RolloutShard) -> Ref:
+        ref_logprobs = await self._reference.logprobs(shard)
+        self._notes.referred(shard, ref_logprobs)
+        return ref_logprobs
+
+
+class RecordedRewardModel:
+    def __init__(self, reward_model: RewardModel, notes: StepNotes) -> None:
+        self._reward_model, self._notes = reward_model, notes
+
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
+        scores = await self._reward_model.score(shard)
+        self._notes.scored(shard, scores)
+        return scores
+
+
+class RecordedTrainer:
+    """Writes every step below ``directory`` before it is trained on."""
+
+    def __init__(self, trainer: PpoTrainer, notes: StepNotes, scope: Scope, directory: Path) -> None:
+        self._trainer, self._notes, self._scope = trainer, notes, scope
+        self._directory = directory
+
+    async def update(
+        self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """Save the step, then train on it; ``ppo/saved_bytes`` is what it takes on the disk."""
+        record = StepRecord(step, kl_coef, baselines, trained_scores(shards))
+        try:
+            size = await self._notes.write(step_directory(self._directory / ROLLOUTS, step), record, self._scope)
+            metrics = await self._trainer.update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+        finally:
+            self._notes.forget()
+        return {**metrics, "ppo/saved_bytes": float(size)}
+
+    async def save_state(self, directory: str, tag: str) -> None:
+        await self._trainer.save_state(directory, tag)
+
+    async def load_state(self, directory: str, tag: str) -> None:
+        await self._trainer.load_state(directory, tag)
+
+    async def save(self, directory: str) -> None:
+        await self._trainer.save(directory)
+
+
+def trained_scores(shards: Sequence[ScoredShard]) -> dict[int, Score]:
+    """The scores that are trained on, by order."""
+    return {
+        summary.order: score for shard in shards for summary, score in zip(shard.summaries, shard.scores, strict=True)
+    }
+
+
+def recorded(roles: Roles, scope: Scope, directory: Path) -> Roles:
+    """The same roles, every step of theirs written down below ``directory``."""
+    notes = StepNotes()
+    return Roles(
+        generator=RecordedGenerator(roles.generator, notes),
+        reference=RecordedReference(roles.reference, notes),
+        reward_model=RecordedRewardModel(roles.reward_model, notes),
+        trainer=RecordedTrainer(roles.trainer, notes, scope, directory),
+        weights=roles.weights,
+    )
