@@ -24,11 +24,12 @@ from rlhf_ray.algo.controllers import AdaptiveKL, FixedKL
 from rlhf_ray.algo.running import RunningMoments
 from rlhf_ray.config.algorithm import KlConfig
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.errors import NumericsError, RlhfError
+from rlhf_ray.errors import ContractError, NumericsError, RlhfError
 from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import Generator, PpoTrainer, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
 from rlhf_ray.selection import (
     earned_on_the_way,
+    finite_or_failed,
     kept_where,
     normalised,
     num_groups,
@@ -110,6 +111,7 @@ class Driver:
         self.warn = warn
         self.kl_controller = make_kl_controller(config.kl)
         self.score_moments = RunningMoments()
+        self.skipped_steps = 0
 
     async def run(self, after_step: Callable[[int, Metrics], Awaitable[None]]) -> None:
         """Train until ``config.num_steps`` steps are done, calling ``after_step(step, metrics)`` after each."""
@@ -123,21 +125,17 @@ class Driver:
         clock = PhaseClock()
         batch = await self.collect(clock)
         with clock.phase("update"):
-            metrics = await self.trainer.update(
-                step=self.steps_done + 1,
-                shards=batch.trained,
-                kl_coef=self.kl_controller.coef,
-                baselines=batch.baselines,
+            trained = await self.update(batch)
+        metrics = {**summarise(batch, self.policy_version), **trained, "ppo/kl_coef": self.kl_controller.coef}
+        if trained:
+            self.require_engines_agree(metrics)
+            self.kl_controller = self.kl_controller.updated(
+                observed_kl=metrics["ppo/kl_per_response"], num_samples=batch.num_trained
             )
-        metrics = {**summarise(batch, self.policy_version), **metrics, "ppo/kl_coef": self.kl_controller.coef}
-        self.require_engines_agree(metrics)
-        self.kl_controller = self.kl_controller.updated(
-            observed_kl=metrics["ppo/kl_per_response"], num_samples=batch.num_trained
-        )
         self.steps_done += 1
         with clock.phase("sync"):
             synced = await self.sync_weights()
-        return {**metrics, **synced, **clock.metrics(batch)}
+        return {**metrics, **synced, **clock.metrics(batch), "ppo/skipped_steps": float(self.skipped_steps)}
 
     async def collect(self, clock: PhaseClock) -> StepBatch:
         """Rounds of sampling and scoring, until there are enough groups to learn from. Without a filter it is one."""
@@ -186,7 +184,7 @@ class Driver:
 
     async def scored(self, shard: RolloutShard) -> ScoredShard:
         ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
-        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, scores)
+        return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, finite_or_failed(scores))
 
     async def greedy_answers(self, prompts: Sequence[Prompt]) -> dict[str, tuple[RolloutSummary, Score]]:
         """ReMax: the likeliest response to each prompt and its score. A prompt whose response fails is left out."""
@@ -198,7 +196,8 @@ class Driver:
         ]
         answers = {}
         async for shard in self.generator.generate(requests, replace(self.settings, temperature=0.0)):
-            for summary, score in zip(shard.summaries, await self.reward_model.score(shard), strict=True):
+            scores = finite_or_failed(await self.reward_model.score(shard))
+            for summary, score in zip(shard.summaries, scores, strict=True):
                 if not score.failed:
                     answers[summary.prompt_id] = summary, score
         return answers
@@ -208,6 +207,24 @@ class Driver:
         if self.config.reward.normalise_scores:
             score = scaled(score, self.score_moments)
         return shaped_scores([summary], [score.total], self.config)[0] + earned_on_the_way(score)
+
+    async def update(self, batch: StepBatch) -> Metrics:
+        """Train on the batch. No metrics where its numbers are bad and ``ppo.contracts.on_bad_numbers`` skips it.
+
+        A skipped step counts as one, so that the next samples other prompts with other seeds. The trainer has left its
+        weights as they were before the minibatch that failed.
+        """
+        step = self.steps_done + 1
+        try:
+            return await self.trainer.update(
+                step=step, shards=batch.trained, kl_coef=self.kl_controller.coef, baselines=batch.baselines
+            )
+        except NumericsError as error:
+            if self.config.contracts.on_bad_numbers == "stop" or isinstance(error, ContractError):
+                raise
+            self.skipped_steps += 1
+            self.warn(f"step {step} is skipped, number {self.skipped_steps} of this run: {error}")
+            return {}
 
     async def sync_weights(self) -> Metrics:
         """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""
@@ -248,7 +265,7 @@ class Driver:
         difference, contracts = metrics["ppo/logprob_difference"], self.config.contracts
         found = f"engine and trainer log-probabilities differ by {difference:.4g} nats a token on average"
         if not difference <= contracts.max_logprob_difference:
-            raise NumericsError(
+            raise ContractError(
                 f"{found} (ppo.contracts.max_logprob_difference is {contracts.max_logprob_difference:g}); the engine "
                 "does not hold the weights that are trained, or samples in another precision: compare "
                 "weight_sync.transport and generation.dtype with training.dtype"
@@ -268,6 +285,7 @@ class Driver:
             "prompts": dict(self.prompts.state()),
             "kl_controller": self.kl_controller.state(),
             "score_moments": self.score_moments.state(),
+            "skipped_steps": self.skipped_steps,
             "seed": self.seed,
         }
 
@@ -282,6 +300,7 @@ class Driver:
         self.prompts.restore(state["prompts"])
         self.kl_controller = type(self.kl_controller).from_state(state["kl_controller"])
         self.score_moments = RunningMoments.from_state(state["score_moments"])
+        self.skipped_steps = int(state.get("skipped_steps", 0))  # a state of an earlier version has none
 
 
 def make_kl_controller(config: KlConfig) -> FixedKL | AdaptiveKL:

@@ -37,5 +37,9 @@ class NumericsError(RlhfError):
     """A loss, gradient or log-probability is not a finite number."""
 
 
+class ContractError(NumericsError):
+    """Two computations that must agree do not: a mistake in the set-up, which no other batch would mend."""
+
+
 class RewardError(RlhfError):
     """Too many rollouts of a step could not be scored."""

@@ -32,6 +32,22 @@ def kept_where(shards: Sequence[ScoredShard], keep: Callable[[RolloutSummary, Sc
     return kept
 
 
+def finite_or_failed(scores: Sequence[Score]) -> tuple[Score, ...]:
+    """The scores; one that holds a number that is not finite, and says of no failure, is a failure that says so.
+
+    A reward model that gives NaN for one response is as good as one that gives nothing: the rollout is left out, counts
+    in ``ppo/failed_fraction``, and with too many others ends the run (``rewards.max_failed_fraction``).
+    """
+    return tuple(_finite_or_failed(score) for score in scores)
+
+
+def _finite_or_failed(score: Score) -> Score:
+    strange = [v for v in (score.total, *(v for _, v in score.step_rewards)) if not math.isfinite(v)]
+    if score.failed or not strange:
+        return score
+    return replace(score, total=math.nan, failed=f"a score is {strange[0]}, which is no finite number", step_rewards=())
+
+
 def without_failed(shards: Sequence[ScoredShard], max_failed_fraction: float) -> list[ScoredShard]:
     """The shards without the rollouts that could not be scored.
 

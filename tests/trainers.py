@@ -244,9 +244,11 @@ class EngineCase:
     training: TrainingConfig
     optimizer: OptimizerConfig = OPTIMIZER
     num_steps: int = 4
+    whole_elements: int = 0  # parameters up to this size stay whole under ZeRO-3
 
     def build(self, info: RankInfo) -> TrainingEngine:
         shard_everything()
+        training.WHOLE_PARAMETER_ELEMENTS = self.whole_elements
         with training.sharded_loading(self.training):
             model = load_causal(self.path, ModelConfig(), DTYPES[self.training.dtype], self.training.lora)
         return TrainingEngine(
@@ -286,6 +288,61 @@ def poisoned_step(info: RankInfo, case: EngineCase, poison: str) -> tuple[str, b
         after = local_weights(engine)
         return str(error), all(np.array_equal(after[name], before[name]) for name in before)
     raise AssertionError("the step was taken")
+
+
+def weights_around_a_refusal(info: RankInfo, case: EngineCase, poison: str) -> tuple[str, Weights, Weights]:
+    """A good step, what ``poison`` says, a good step; the refusal, and the weights with and without what it says."""
+    said, ends = "", []
+    for tries in (True, False):
+        engine = case.build(info)
+        good_step(engine)
+        if tries:
+            said = refused(engine, poison)
+        good_step(engine)
+        good_step(engine)
+        ends.append(whole_weights(engine))
+    return said, ends[0], ends[1]
+
+
+def good_step(engine: TrainingEngine) -> None:
+    """A step over two micro-batches, so that gradients are added up."""
+    backward(engine)
+    backward(engine, 0.5)
+    engine.step()
+
+
+def refused(engine: TrainingEngine, poison: str) -> str:
+    """Two backward passes of which one may be poisoned, then a step that is refused, or none ("nothing")."""
+    last = engine.info.rank == engine.info.world_size - 1
+    layer = engine.module.model.get_output_embeddings()
+    hook = layer.register_full_backward_hook(_nan_gradient) if last and poison == "gradient" else None
+    backward(engine, math.nan if last and poison == "loss" else 7.0)
+    if hook is not None:
+        hook.remove()
+    backward(engine, 3.0)
+    said = ""
+    if poison != "nothing":
+        try:
+            engine.step()
+        except NumericsError as error:
+            said = str(error)
+    engine.discard_gradients()
+    return said
+
+
+def poisoned_parameters(info: RankInfo, case: EngineCase, layer: int) -> list[str]:
+    """Names of the parameters whose gradient is not finite when that of one layer's output is not."""
+    engine = case.build(info)
+    with engine.watched_gradients() as found:
+        backward(engine)
+        assert not found
+        block = backbone(engine.module.model).layers[layer].mlp.down_proj
+        hook = block.register_full_backward_hook(_nan_gradient)
+        backward(engine)
+        hook.remove()
+    backward(engine)
+    engine.discard_gradients()
+    return [name for name in engine.parameter_names if name in found]
 
 
 def _nan_gradient(_module: Any, gradients: Any, _outputs: Any) -> Any:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -189,12 +190,64 @@ class TrainingEngine:
         if not math.isfinite(float(all_reduce_sum(self._loss_check))):
             raise NumericsError(f"the loss is not finite in optimizer step {number}; the weights are left as they were")
         self._set_learning_rate()
-        self.engine.step()
+        try:
+            self.engine.step()
+        finally:
+            # DeepSpeed resets it at the end of a step alone; left set, every later backward pass would be a boundary.
+            self.engine._running_engine_step = False
         norm = self._plain_norm if _is_plain(self.config) else float(self.engine.get_global_grad_norm())
         if not self.engine.was_step_applied() or not math.isfinite(norm):
             self._refuse(number, norm)
         self.steps_taken = number
         return norm
+
+    def discard_gradients(self) -> None:
+        """Forget what backward passes have added up since the last step: the next one starts from nothing.
+
+        Every rank must call it, after a step that was refused or in place of one.
+        """
+        from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+        self._loss_check.zero_()
+        self.engine.zero_grad()  # what is not reduced yet: all of stage 0, and stage 1
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad()  # ZeRO-3: the next backward pass now overwrites the sums of its share
+        if _is_plain(self.config) or isinstance(optimizer, BF16_Optimizer):
+            return
+        if deepspeed_config(self.config)["zero_optimization"]["stage"] == 3:
+            optimizer.averaged_gradients = {}
+            optimizer._offload_boundary_param_ids = set()
+        else:
+            for group in optimizer.averaged_gradients:  # stage 2 adds its share up in one of these
+                optimizer.averaged_gradients[group] = None
+            for group in optimizer.all_grad_tensors:
+                optimizer.all_grad_tensors[group] = None
+            optimizer.micro_step_id = -1  # with offload: the next backward pass overwrites the sums on the host
+            optimizer._offload_accumulated_param_ids = set()
+        if self.config.offload_optimizer:
+            optimizer.reset_cpu_buffers()
+
+    @contextmanager
+    def watched_gradients(self) -> Iterator[set[str]]:
+        """Collect the names of parameters whose gradient on this rank is not finite in the backward passes inside."""
+        found: set[str] = set()
+
+        def watch(name: str, gradient: Tensor) -> None:
+            if not bool(torch.isfinite(gradient).all()):
+                found.add(name)
+
+        named = self.module.named_parameters()
+        hooks = [p.register_hook(partial(watch, name)) for name, p in named if p.requires_grad]  # type: ignore[no-untyped-call]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """The names of the parameters, in the order of the model."""
+        return [name for name, _ in self.module.named_parameters()]
 
     def _clip_plain_gradients(self, *_: object) -> None:
         """Clip as DeepSpeed does where it has an optimizer of its own; runs right before the update."""

@@ -160,6 +160,7 @@ _PPO_UPDATE = (
     _M("ppo/effective_sample_size", "fraction", "(sum w)^2 / (n sum w^2) of the importance weights; 1 on policy."),
     _M("ppo/failed_fraction", "fraction", "Share of the step's rollouts that could not be scored.", "lower"),
     _M("ppo/trained_fraction", "fraction", "Share of the step's rollouts that were trained on."),
+    _M("ppo/skipped_steps", "", "Steps of the run so far that bad numbers ended and that were skipped.", "lower"),
     _M("ppo/sampling_rounds", "", "Rounds of sampling until there were enough groups with a signal."),
     _M("ppo/value_clip_fraction", "fraction", "Share of tokens whose value the critic's clip limited."),
     _M("ppo/approx_kl", "nats/token", "KL(old policy || policy) by mean of ratio - 1 - log ratio, over updates."),

@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
     "training.timeout_s",
     "ppo.checkpoint_every",
     "ppo.contracts.max_logprob_difference",
+    "ppo.contracts.on_bad_numbers",
     "rewards.max_failed_fraction",
     "evaluation.num_shown",
 )

@@ -220,6 +220,8 @@ class NoProgress:
 
 
 def _headline(metrics: Mapping[str, float]) -> str:
+    if "ppo/kl_per_response" not in metrics:
+        return f"score {metrics['ppo/score_mean']:.2f}, skipped"
     text = (
         f"score {metrics['ppo/score_mean']:.2f}, KL {metrics['ppo/kl_per_response']:.2f}, "
         f"length {metrics['ppo/response_length']:.1f}"

@@ -66,6 +66,43 @@ def test_what_is_not_finite_on_one_rank_is_refused_by_all_before_the_weights_cha
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize(
+    ("world_size", "training"),
+    [
+        *((world_size, {"zero_stage": stage}) for world_size in (1, 2) for stage in range(4)),
+        *((2, {"zero_stage": stage, "dtype": "bfloat16"}) for stage in (1, 2, 3)),
+        *((2, {"zero_stage": stage, "offload_optimizer": True}) for stage in (1, 2, 3)),
+    ],
+)
+def test_after_a_refused_step_the_run_goes_on_as_if_it_had_not_been_tried(
+    case: EngineCase, world_size: int, training: dict[str, object]
+) -> None:
+    for poison, says in (("nothing", ""), ("loss", "the loss is not finite"), ("gradient", "the gradient's norm is")):
+        answers = ranks(world_size).run(trainers.weights_around_a_refusal, changed(case, **training), poison)
+        assert all(said.startswith(says) and bool(said) == bool(says) for said, _, _ in answers)
+        _, tried, never = answers[0]
+        assert largest_difference(tried, never) == 0.0, poison
+        assert largest_difference(tried, textbook.weights(tiny.causal_model())) > 1e-3
+
+
+@pytest.mark.integration
+def test_parameters_that_zero_leaves_whole_survive_a_refusal_too(case: EngineCase, two_ranks: Ranks) -> None:
+    case = replace(changed(case, zero_stage=3), whole_elements=10_000)
+    _, tried, never = two_ranks.run(trainers.weights_around_a_refusal, case, "gradient")[0]
+    assert largest_difference(tried, never) == 0.0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_the_parameters_whose_gradients_are_not_finite_are_named(case: EngineCase, zero_stage: int) -> None:
+    for names in ranks(2).run(trainers.poisoned_parameters, changed(case, zero_stage=zero_stage), 0):
+        # The second layer and the head lie above; the tied embeddings are below.
+        assert "model.model.embed_tokens.weight" in names
+        assert "model.model.layers.0.mlp.up_proj.weight" in names
+        assert not [name for name in names if ".layers.1." in name or name.endswith("model.norm.weight")]
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(("world_size", "zero_stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
 @pytest.mark.parametrize("clipping", [0.0, 0.25])
 def test_the_norm_is_that_of_the_whole_gradient_and_the_clip_holds_to_it(

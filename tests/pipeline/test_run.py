@@ -154,6 +154,7 @@ async def test_settings_without_effect_on_a_result_redo_nothing(chain: Chain) ->
         "weight_sync.probe_tolerance=0.1",
         "ppo.checkpoint_every=3",
         "ppo.contracts.max_logprob_difference=1",
+        "ppo.contracts.on_bad_numbers=skip",
         "evaluation.num_shown=1",
     ]
     assert await chain.run(*indifferent) == ["check"]
