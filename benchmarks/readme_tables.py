@@ -30,8 +30,10 @@ def main() -> int:
 
 
 def block() -> str:
-    parts = ["<!-- RESULTS -->", quickstart(), movie(), hh(), "<!-- /RESULTS -->"]
-    return "\n\n".join(parts)
+    parts = ["<!-- RESULTS -->", quickstart(), movie(), hh()]
+    optional = {"learning": learning, "parity_trl": parity, "equivalence": equivalence}
+    parts += [make() for name, make in optional.items() if (RESULTS / f"{name}.json").exists()]
+    return "\n\n".join([*parts, "<!-- /RESULTS -->"])
 
 
 def quickstart() -> str:
@@ -93,6 +95,36 @@ def hh() -> str:
         f"prompt-disjoint pairs, the longer-is-better rule on {reward['length_rule_accuracy']:.3f};\n"
         f"{longer['correct'] / longer['total']:.3f} where the chosen answer is the longer, "
         f"{shorter['correct'] / shorter['total']:.3f} where it is the shorter: it has learned much of length."
+    )
+
+
+def learning() -> str:
+    record = load("learning")
+    lines = (RESULTS / "learning.md").read_text().splitlines()
+    rows = "\n".join(line for line in lines if line.startswith("|"))
+    return (
+        f"Every algorithm from the same SFT and reward models with the same number of samples (`{record['command']}`; "
+        "curves\nand settings in [benchmarks/results/learning.md](benchmarks/results/learning.md)): held-out gold, "
+        f"mean and 95% interval over seeds.\n\n{rows}"
+    )
+
+
+def parity() -> str:
+    rows = load("parity_trl")["rows"]
+    worst = max(row["max_difference"] / max(row["scale"], 1e-12) for row in rows)
+    return (
+        f"Formulas: {len(rows)} quantities (losses, gradients, advantages, metrics) against TRL's own code, largest "
+        f"difference {worst:.0e} of their scale\n"
+        "([benchmarks/results/parity_trl.md](benchmarks/results/parity_trl.md), `python benchmarks/parity_trl.py`)."
+    )
+
+
+def equivalence() -> str:
+    record = load("equivalence")
+    return (
+        "The same run under ZeRO 0 to 3, 1 or 2 ranks, other micro-batches, packed or padded, with gradient "
+        "checkpointing or without:\n[benchmarks/results/equivalence.md](benchmarks/results/equivalence.md), "
+        f"`{record['command']}`."
     )
 
 
