@@ -16,7 +16,8 @@ from rlhf_ray.records import GenerationRequest, Graded, SamplingSettings, Score
 from rlhf_ray.rewards.combine import combine
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
 from rlhf_ray.selection import pairs_of
-from rlhf_ray.stages.ppo_plan import plan_ppo, with_sample_size
+from rlhf_ray.stages.ppo_failure import Findings
+from rlhf_ray.stages.ppo_plan import PpoWork, plan_ppo, with_sample_size
 from rlhf_ray.stages.work import SequenceWork
 
 
@@ -45,6 +46,17 @@ class TrainerGroup:
         """Like :meth:`update`, each rank with the blocks of rollouts that it needs, resolved where it runs."""
         calls = zip(self.ranks, works, blocks, strict=True)
         return MetricSums.merged(await self._all("update", [a.update.remote(w, *refs) for a, w, refs in calls]))
+
+    async def keep_failure(self, directory: str) -> str:
+        """Let every rank write what it was doing when ``update`` raised; where in the step that was."""
+        return str((await self._all("keep_failure", [a.keep_failure.remote(directory) for a in self.ranks]))[0])
+
+    async def examine(
+        self, directory: str, works: Sequence[Any], blocks: Sequence[Sequence[Ref]]
+    ) -> tuple[Findings, ...]:
+        """Let every rank do again what :meth:`keep_failure` wrote."""
+        calls = zip(self.ranks, works, blocks, strict=True)
+        return tuple(await self._all("examine", [a.examine.remote(directory, w, *refs) for a, w, refs in calls]))
 
     async def evaluate(self, works: Sequence[Any]) -> MetricSums:
         parts = await self._all("evaluate", [a.evaluate.remote(w) for a, w in zip(self.ranks, works, strict=True)])
@@ -92,6 +104,29 @@ class PpoTrainerGroup:
         self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
     ) -> Mapping[str, float]:
         """Run one PPO step. The result depends on the rollouts and not on the order in which shards came."""
+        works, blocks = self._plan(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+        return with_sample_size((await self.group.update_with(works, blocks)).means())
+
+    async def keep_failure(self, directory: str) -> str:
+        return await self.group.keep_failure(directory)
+
+    async def examine(
+        self,
+        directory: str,
+        *,
+        step: int,
+        shards: Sequence[ScoredShard],
+        kl_coef: float,
+        baselines: Mapping[str, float],
+    ) -> tuple[Findings, ...]:
+        """Do again what failed in a step, with the state of that moment loaded; what each rank found."""
+        works, blocks = self._plan(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+        return await self.group.examine(directory, works, blocks)
+
+    def _plan(
+        self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
+    ) -> tuple[tuple[PpoWork, ...], list[list[Ref]]]:
+        """Each rank's work, and the blocks that it needs."""
         shards = sorted(shards, key=lambda shard: shard.summaries[0].order)
         pairs = pairs_of(shards)
         works = plan_ppo(
@@ -107,8 +142,7 @@ class PpoTrainerGroup:
             seed=self._seed,
             ptx=self._demonstrations(step),
         )
-        blocks = [_blocks_of(shards, set(work.scores)) for work in works]
-        return with_sample_size((await self.group.update_with(works, blocks)).means())
+        return works, [_blocks_of(shards, set(work.scores)) for work in works]
 
     async def save(self, directory: str) -> None:
         await self.group.save(directory)

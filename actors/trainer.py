@@ -41,6 +41,12 @@ class TrainerActor:
     def probe(self, token_ids: Any) -> Any:
         return self._learner.probe(token_ids)
 
+    def keep_failure(self, directory: str) -> str:
+        return str(self._learner.keep_failure(directory))
+
+    def examine(self, directory: str, work: Any, *blocks: Any) -> Any:
+        return self._learner.examine(directory, work, *blocks)
+
     # ---------------------------------------------------------------------------------------------------------- state
     def save(self, directory: str, *arguments: Any) -> None:
         self._learner.save(directory, *arguments)

@@ -92,18 +92,32 @@ def generate(
 
 @app.command()
 def replay(
-    directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's output_dir.", show_default=False)],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="A run's output_dir, or OUTPUT_DIR/ppo/quarantine/STEP.",
+            show_default=False,
+        ),
+    ],
     overrides: Overrides = None,
     print_config: Print = False,
 ) -> None:
-    """Train a run's saved rollouts again (ppo.save_rollouts=true) and compare every number; status 1 if any differs."""
+    """Train a run's saved rollouts again (ppo.save_rollouts=true) and compare every number; status 1 if any differs.
+
+    Of a quarantined step, do again what failed and tell which numbers are bad; status 1 if nothing fails.
+    """
     config = _guard(lambda: _config_of(directory))
     settings, recorded = _settings(config, overrides, print_config), _settings(config, None, False)
 
     def run() -> None:
-        from launch.jobs import replay_recorded
+        from launch.jobs import examine_quarantined, replay_recorded
 
-        if not asyncio.run(replay_recorded(settings, recorded=recorded, root=directory, command=_command())):
+        if (directory / "quarantine.json").is_file():
+            done = examine_quarantined(settings, recorded=recorded, step=directory, command=_command())
+        else:
+            done = replay_recorded(settings, recorded=recorded, root=directory, command=_command())
+        if not asyncio.run(done):
             raise typer.Exit(1)
 
     _guard(run)
@@ -159,7 +173,9 @@ def _config_of(directory: Path) -> Path:
     """The settings that a run left in its directory."""
     config = directory / "config.yaml"
     if not config.is_file():
-        raise ConfigError("RUN_DIR", str(directory), "holds no config.yaml", "give the output_dir of a run")
+        raise ConfigError(
+            "RUN_DIR", str(directory), "holds no config.yaml", "give a run's output_dir or a quarantined step"
+        )
     return config
 
 

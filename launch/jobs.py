@@ -26,9 +26,11 @@ from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.evaluation import evaluate_models
+from rlhf_ray.pipeline.quarantine import Quarantined, examine
 from rlhf_ray.pipeline.replay import RecordedRun, replay_run
 from rlhf_ray.pipeline.report import write_all
 from rlhf_ray.pipeline.run import load_finished, run_stages, take_up
+from rlhf_ray.pipeline.text import TextTools
 
 MEMORY_FILE = "peak_memory_bytes"
 
@@ -95,6 +97,23 @@ async def replay_recorded(config: RunConfig, *, recorded: RunConfig, root: Path,
         print(f"changed since the run: {line}", flush=True)
     print(comparison.verdict, flush=True)
     return comparison.exact
+
+
+async def examine_quarantined(config: RunConfig, *, recorded: RunConfig, step: Path, command: str) -> bool:
+    """Do again what failed in a quarantined step, print what is found; whether it failed as it did then."""
+    be_quiet()
+    root = step.resolve().parents[2]  # OUTPUT_DIR/ppo/quarantine/step_000012
+    context = Context(recorded, build_task(recorded.data), _NoFleet(), ArtefactStore(root), command)
+    take_up(context, "ppo")
+    quarantined = Quarantined.read(step.resolve())
+    context.config = config
+    with cluster(config.cluster, wanted_cpus=total(requirements.trainer(config, "cpu"))[0]):
+        end_on_sigterm()
+        context.fleet = Fleet(config, resolve_device(config.device))
+        examination = await examine(context, quarantined)
+    for line in examination.lines(TextTools.of(context).decode):
+        print(line, flush=True)
+    return examination.reproduced
 
 
 def end_on_sigterm() -> None:

@@ -15,7 +15,8 @@ from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
 from rlhf_ray.rewards.texts import PromptText
-from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, WeightSync
+from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, ScoredShard, WeightSync
+from rlhf_ray.stages.ppo_failure import Findings
 from rlhf_ray.stages.work import RankingWork, SequenceWork
 
 
@@ -31,6 +32,20 @@ class Trainer(Protocol):
     async def save(self, directory: str, *arguments: Any) -> None: ...
 
 
+class PpoTrainerRanks(PpoTrainer, Protocol):
+    """The PPO trainer with what a replay asks of it."""
+
+    async def examine(
+        self,
+        directory: str,
+        *,
+        step: int,
+        shards: Sequence[ScoredShard],
+        kl_coef: float,
+        baselines: Mapping[str, float],
+    ) -> tuple[Findings, ...]: ...
+
+
 class Scope(Protocol):
     """Starts the actors of one stage; they end with it."""
 
@@ -38,7 +53,7 @@ class Scope(Protocol):
 
     async def ppo_trainer(
         self, spec: Any, *, demonstrations: Callable[[int], Sequence[Sequence[SequenceWork]]]
-    ) -> PpoTrainer: ...
+    ) -> PpoTrainerRanks: ...
 
     async def generators(self, model_path: str) -> Generator: ...
 

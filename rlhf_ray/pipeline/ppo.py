@@ -73,8 +73,7 @@ async def train_ppo(context: Context) -> dict[str, Any]:
     policy = directory / "policy"
     async with context.fleet.scope() as scope:
         roles = await _start(context, scope, tools, prompts)
-        heard = recorded(roles, scope, directory) if context.config.ppo.save_rollouts else roles
-        driver = make_driver(context, heard, tools, prompts)
+        driver = make_driver(context, recorded(roles, scope, directory, context.config), tools, prompts)
         last = await PpoRun(context, driver, roles, scope).train()
         await roles.trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)

@@ -10,13 +10,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlhf_ray.config.load import to_yaml
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.directories import begin, complete
 from rlhf_ray.driver import Roles
+from rlhf_ray.errors import NumericsError, RlhfError
 from rlhf_ray.pipeline.context import Scope
 from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, RolloutShard, ScoredShard
 from rlhf_ray.rollout_store import SavedShard, StepRecord, StepWriter, step_directory
 
-ROLLOUTS = "rollouts"  # below the stage's directory
+# Below the stage's directory; rollouts are in a quarantined step's too.
+ROLLOUTS = "rollouts"
+QUARANTINE = "quarantine"
+QUARANTINE_FILE = "quarantine.json"
+STATE = "trainer"
 
 
 @dataclass(frozen=True)
@@ -89,23 +97,48 @@ class RecordedRewardModel:
 
 
 class RecordedTrainer:
-    """Writes every step below ``directory`` before it is trained on."""
+    """Writes every step below ``directory`` before it is trained on, where that is asked for, and those that fail."""
 
-    def __init__(self, trainer: PpoTrainer, notes: StepNotes, scope: Scope, directory: Path) -> None:
+    def __init__(self, trainer: PpoTrainer, notes: StepNotes, scope: Scope, directory: Path, config: RunConfig) -> None:
         self._trainer, self._notes, self._scope = trainer, notes, scope
-        self._directory = directory
+        self._directory, self._config = directory, config
 
     async def update(
         self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
     ) -> Mapping[str, float]:
-        """Save the step, then train on it; ``ppo/saved_bytes`` is what it takes on the disk."""
-        record = StepRecord(step, kl_coef, baselines, trained_scores(shards))
+        """Save the step, then train on it; ``ppo/saved_bytes`` is what it takes on the disk.
+
+        A NumericsError names the directory that the step was quarantined in, and the command that does it again.
+        """
+        record, saved = StepRecord(step, kl_coef, baselines, trained_scores(shards)), {}
         try:
-            size = await self._notes.write(step_directory(self._directory / ROLLOUTS, step), record, self._scope)
+            if self._config.ppo.save_rollouts:
+                place = step_directory(self._directory / ROLLOUTS, step)
+                saved["ppo/saved_bytes"] = float(await self._notes.write(place, record, self._scope))
             metrics = await self._trainer.update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+        except NumericsError as error:
+            raise type(error)(f"{error}. {await self._quarantine(record, error)}") from error
         finally:
             self._notes.forget()
-        return {**metrics, "ppo/saved_bytes": float(size)}
+        return {**metrics, **saved}
+
+    async def _quarantine(self, record: StepRecord, error: NumericsError) -> str:
+        """Keep all that the failure follows from; what a reader should know of it."""
+        place = step_directory(self._directory / QUARANTINE, record.step)
+        aside = begin(place)
+        try:
+            await self._notes.write(aside / ROLLOUTS, record, self._scope)
+            await self._trainer.save_state(str(aside), STATE)
+            where = await self._trainer.keep_failure(str(aside))
+            (aside / "config.yaml").write_text(to_yaml(self._config))
+            content = {"step": record.step, "error": str(error), "where": where}
+            complete(aside, place, manifest=QUARANTINE_FILE, content=content)
+        except (OSError, RlhfError) as failure:
+            return f"The step could not be quarantined in {place}: {failure}"
+        return f"The step is quarantined, with the trainer's state; to do it again: rlhf-ray replay {place}"
+
+    async def keep_failure(self, directory: str) -> str:
+        return await self._trainer.keep_failure(directory)
 
     async def save_state(self, directory: str, tag: str) -> None:
         await self._trainer.save_state(directory, tag)
@@ -124,13 +157,13 @@ def trained_scores(shards: Sequence[ScoredShard]) -> dict[int, Score]:
     }
 
 
-def recorded(roles: Roles, scope: Scope, directory: Path) -> Roles:
-    """The same roles, every step of theirs written down below ``directory``."""
+def recorded(roles: Roles, scope: Scope, directory: Path, config: RunConfig) -> Roles:
+    """The same roles; what they do is written down below ``directory``: every step, or those that fail."""
     notes = StepNotes()
     return Roles(
         generator=RecordedGenerator(roles.generator, notes),
         reference=RecordedReference(roles.reference, notes),
         reward_model=RecordedRewardModel(roles.reward_model, notes),
-        trainer=RecordedTrainer(roles.trainer, notes, scope, directory),
+        trainer=RecordedTrainer(roles.trainer, notes, scope, directory, config),
         weights=roles.weights,
     )

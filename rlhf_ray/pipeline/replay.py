@@ -152,6 +152,9 @@ class ReplayTrainer:
         finally:
             self._run.advance()
 
+    async def keep_failure(self, directory: str) -> str:
+        return await self._trainer.keep_failure(directory)
+
     async def save_state(self, directory: str, tag: str) -> None:
         await self._trainer.save_state(directory, tag)
 

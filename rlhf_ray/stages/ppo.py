@@ -11,6 +11,7 @@ and InstructGPT (Ouyang et al. 2022, section 3.5); other members of the family r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,12 @@ from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines.models import DTYPES, PolicyModule, ValueModule, load_causal, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
-from rlhf_ray.errors import NumericsError
+from rlhf_ray.errors import ContractError, NumericsError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import ReferenceBlock, Rollout
 from rlhf_ray.stages.ppo_advantages import Minibatches, with_advantages
-from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, rows_of
+from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, Row, rows_of
+from rlhf_ray.stages.ppo_failure import Attempt, Findings, largest, not_finite, read_attempt, write_attempt
 from rlhf_ray.stages.ppo_plan import PpoMinibatch, PpoWork
 from rlhf_ray.stages.work import SequenceWork
 
@@ -106,34 +108,61 @@ class PpoLearner:
         self.config = config
         self.device = policy.info.torch_device
         self._starts_as_reference = starts_as_reference
+        self._attempt = Attempt()  # what is being done; after a failure, what failed
         self._first_kl_limit = config.contracts.first_kl_limit(policy.config.dtype)
 
     # ------------------------------------------------------------------------------------------------------ the step
     def update(self, work: PpoWork, *blocks: Sequence[Rollout] | ReferenceBlock) -> MetricSums:
         """Run all epochs of one step. ``blocks`` alternate: rollouts, then their reference log-probabilities.
 
-        Raises NumericsError when a loss, a gradient or a log-probability is not finite, or when old and new
-        log-probabilities differ before anything was learned.
+        Raises NumericsError, on every rank alike, when a loss, a gradient or a log-probability is not finite;
+        ContractError when old and new log-probabilities differ before anything was learned. The weights are then those
+        of before the update that failed, and no gradient is left; :meth:`keep_failure` tells what it was.
         """
-        rows = rows_of(blocks)
-        metrics = MetricSums()
+        metrics, self._attempt = MetricSums(), Attempt()
+        try:
+            experiences = self._checked(self._made(work, rows_of(blocks), metrics), work, metrics)
+            first = True
+            for number, epoch in enumerate(work.epochs):
+                for index in epoch:
+                    if work.train_policy:
+                        self._try(Attempt("policy", number, index, first, tuple(experiences[index])), work, metrics)
+                        first = False
+                    if self.critic is not None:
+                        self._try(Attempt("critic", number, index, first, tuple(experiences[index])), work, metrics)
+        except NumericsError:
+            self._discard_gradients()
+            raise
+        self._attempt = Attempt()  # lets the experience go
+        return metrics
+
+    def _made(self, work: PpoWork, rows: Mapping[int, Row], metrics: MetricSums) -> Minibatches:
+        """The step's experience, but for its advantages."""
         maker = ExperienceMaker(self.policy, self.critic, self.config)
-        experiences = [
+        return [
             [maker.make(micro, rows, work, metrics) for micro in minibatch.micro_batches]
             for minibatch in work.minibatches
         ]
+
+    def _checked(self, experiences: Minibatches, work: PpoWork, metrics: MetricSums) -> Minibatches:
+        """The experience with its advantages, where it holds what it must."""
         self._require_finite(experiences)
         self._require_reference(work.step, metrics)
-        experiences = with_advantages(experiences, work, self.config, metrics)
-        first = True
-        for epoch in work.epochs:
-            for index in epoch:
-                if work.train_policy:
-                    self._update_policy(experiences[index], work.minibatches[index], work, metrics, first=first)
-                    first = False
-                if self.critic is not None:
-                    self._update_critic(self.critic, experiences[index], work.minibatches[index], metrics)
-        return metrics
+        return with_advantages(experiences, work, self.config, metrics)
+
+    def _try(self, attempt: Attempt, work: PpoWork, metrics: MetricSums) -> None:
+        """One model's update on one minibatch."""
+        self._attempt = attempt
+        minibatch = work.minibatches[attempt.minibatch]
+        if attempt.part == "policy":
+            self._update_policy(attempt.experiences, minibatch, work, metrics, first=attempt.first)
+        elif self.critic is not None:
+            self._update_critic(self.critic, attempt.experiences, minibatch, metrics)
+
+    def _discard_gradients(self) -> None:
+        self.policy.discard_gradients()
+        if self.critic is not None:
+            self.critic.discard_gradients()
 
     def _require_finite(self, minibatches: Minibatches) -> None:
         """Raise on every rank alike, or the others would wait for the one that has stopped."""
@@ -149,7 +178,7 @@ class PpoLearner:
         kl = self._global_mean(*metrics.sums["ppo/kl_k3"])
         metrics.add("ppo/reference_kl_at_start", kl, 1)
         if not kl <= self._first_kl_limit:
-            raise NumericsError(
+            raise ContractError(
                 f"before the first update the KL from policy to reference is {kl:.3g} nats a token, and both are the "
                 f"same model (ppo.contracts.max_first_kl is {self._first_kl_limit:g}): compare training.dtype with "
                 "reference.dtype, and the temperatures that both apply"
@@ -159,8 +188,10 @@ class PpoLearner:
         """Before the first update the ratio is 1: what trains is what gave the old log-probabilities."""
         kl = self._global_mean(total, tokens)
         metrics.add("ppo/first_kl", kl, 1)
+        if math.isnan(kl):
+            raise NumericsError("the log-probabilities of the step's first update are not finite")
         if not kl <= self._first_kl_limit:
-            raise NumericsError(
+            raise ContractError(
                 f"before the step's first update the KL from old to new policy is {kl:.3g} nats a token and should be "
                 f"0 (ppo.contracts.max_first_kl is {self._first_kl_limit:g}): a layer behaves otherwise in training "
                 "(dropout?), or the kernels of forward passes with and without gradients differ"
@@ -269,6 +300,41 @@ class PpoLearner:
         with self.policy.inference():
             logprobs = self.policy.forward(batch)[0]
         return [float(value) for value in logprobs[0, 1:]]
+
+    # -------------------------------------------------------------------------------------------------------- failures
+    def keep_failure(self, directory: str) -> str:
+        """Write what this rank was doing when :meth:`update` raised, and say where in the step it was."""
+        write_attempt(Path(directory), self.policy.info.rank, self._attempt)
+        return str(self._attempt)
+
+    def examine(self, directory: str, work: PpoWork, *blocks: Sequence[Rollout] | ReferenceBlock) -> Findings:
+        """Do again what :meth:`keep_failure` wrote, and tell what is not finite. Every rank must call it.
+
+        The trainer must hold the state of that moment; ``work`` and ``blocks`` are those of the step. No weight moves
+        unless the update succeeds, which it did not then.
+        """
+        attempt = read_attempt(Path(directory), self.policy.info.rank, self.device)
+        engine = self.critic if attempt.part == "critic" and self.critic is not None else self.policy
+        metrics, error = MetricSums(), ""
+        experiences = list(attempt.experiences)
+        with engine.watched_gradients() as strange:
+            try:
+                if attempt.part == "experience":
+                    made = self._made(work, rows_of(blocks), metrics)
+                    experiences = [experience for minibatch in made for experience in minibatch]
+                    self._checked(made, work, metrics)
+                else:
+                    self._try(attempt, work, metrics)
+            except NumericsError as raised:
+                error = str(raised)
+        self._discard_gradients()
+        return Findings(
+            error=error,
+            rows=not_finite(experiences, work),
+            largest=largest(experiences, work),
+            metrics=metrics,
+            gradients=tuple(name for name in engine.parameter_names if name in strange),
+        )
 
     # ---------------------------------------------------------------------------------------------------------- state
     def save(self, directory: str) -> None:

@@ -138,7 +138,9 @@ def test_a_replay_takes_the_settings_of_the_run(run_dir: Path) -> None:
 
 def test_a_replay_of_no_run_says_what_a_run_is(tmp_path: Path) -> None:
     message = error_of(run("replay", tmp_path))
-    assert message == f"error: RUN_DIR ('{tmp_path}') holds no config.yaml; give the output_dir of a run"
+    assert message == (
+        f"error: RUN_DIR ('{tmp_path}') holds no config.yaml; give a run's output_dir or a quarantined step"
+    )
 
 
 def test_a_replay_of_a_run_that_has_not_trained_says_what_to_do(run_dir: Path) -> None:

@@ -142,8 +142,12 @@ def driver_of(roles: Roles, config: PpoConfig, seed: int = 0) -> Driver:
     )
 
 
+def heard(roles: Roles, directory: Path) -> Roles:
+    return recorded(roles, Here(), directory, RunConfig(ppo=PpoConfig(save_rollouts=True)))  # type: ignore[arg-type]
+
+
 async def saved_run(directory: Path, config: PpoConfig) -> list[dict[str, float]]:
-    return await run_driver(driver_of(recorded(roles_of(World()), Here(), directory), config))  # type: ignore[arg-type]
+    return await run_driver(driver_of(heard(roles_of(World()), directory), config))
 
 
 async def replayed(directory: Path, config: PpoConfig, seed: int = 0) -> list[dict[str, float]]:
