@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rlhf_ray.data.collate import TokenSequence
-from rlhf_ray.records import FinishReason, Rollout
+from rlhf_ray.records import FinishReason, IntArray, Rollout
 
 VOCABULARY = 61
 FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig}
@@ -83,21 +83,31 @@ def sequences(count: int, *, seed: int = 0, longest: int = 20) -> list[TokenSequ
     return made
 
 
-def rollouts(count: int, *, seed: int = 0, longest_response: int = 9) -> list[Rollout]:
-    """Rollouts of ragged lengths, the last of one token only; orders are 0, 1, 2, ..."""
+def rollouts(
+    count: int, *, seed: int = 0, longest_response: int = 9, responses_per_prompt: int = 1, vocabulary: int = VOCABULARY
+) -> list[Rollout]:
+    """Rollouts of ragged lengths, the last of one token only; orders are 0, 1, 2, ..., groups stand together."""
     generator = np.random.default_rng(seed)
     lengths = [*(int(n) for n in generator.integers(1, longest_response + 1, count - 1)), 1]
-    return [_rollout(order, length, generator) for order, length in enumerate(lengths)]
+    made: list[Rollout] = []
+    for order, length in enumerate(lengths):
+        prompt, sample = divmod(order, responses_per_prompt)
+        drawn = generator.integers(2, vocabulary, int(generator.integers(2, 8))).astype(np.int32)
+        prompt_ids = drawn if sample == 0 else made[-1].prompt_ids
+        response_ids = generator.integers(2, vocabulary, length).astype(np.int32)
+        made.append(_rollout(f"p{prompt}", sample, order, prompt_ids, response_ids))
+    return made
 
 
-def _rollout(order: int, length: int, generator: np.random.Generator) -> Rollout:
+def _rollout(prompt_id: str, sample: int, order: int, prompt_ids: IntArray, response_ids: IntArray) -> Rollout:
     finished: FinishReason = "stop" if order % 3 else "length"
+    length = len(response_ids)
     return Rollout(
-        rollout_id=f"p{order}/0",
-        prompt_id=f"p{order}",
+        rollout_id=f"{prompt_id}/{sample}",
+        prompt_id=prompt_id,
         order=order,
-        prompt_ids=generator.integers(2, VOCABULARY, int(generator.integers(2, 8))).astype(np.int32),
-        response_ids=generator.integers(2, VOCABULARY, length).astype(np.int32),
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
         rollout_logprobs=np.full(length, -4.0, dtype=np.float32),
         policy_versions=np.zeros(length, dtype=np.int32),
         finish_reason=finished,
@@ -113,6 +123,14 @@ def naive_logprobs(model: PreTrainedModel, token_ids: Sequence[int], temperature
     for t in range(1, ids.shape[1]):
         out[t] = logits[t - 1].log_softmax(-1)[ids[0, t]]
     return out
+
+
+def naive_distributions(model: PreTrainedModel, token_ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+    """log p(every token | tokens < t) [S, V] of one sequence alone; the first row is 0."""
+    ids = torch.tensor([list(map(int, token_ids))])
+    logits = model(input_ids=ids).logits[0].float() / temperature
+    rows = [torch.zeros(logits.shape[1]), *(logits[t - 1].log_softmax(-1) for t in range(1, ids.shape[1]))]
+    return torch.stack(rows)
 
 
 def naive_values(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
@@ -23,7 +24,7 @@ from rlhf_ray.errors import ConfigError, NumericsError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import AdaptersOff, FloatArray, Rollout
 from rlhf_ray.stages.ppo import PpoLearner, PpoSpec
-from rlhf_ray.stages.ppo_plan import PpoWork, plan_ppo
+from rlhf_ray.stages.ppo_plan import PpoWork, StepRewards, plan_ppo
 from rlhf_ray.stages.sft import SftSpec
 from rlhf_ray.stages.work import plan_rankings, plan_sequences
 from tests import tiny
@@ -81,6 +82,9 @@ class PpoCase:
     kl_coef: float = 0.1
     score_scale: float = 1.0
     demonstrations: Sequence[TokenSequence] = ()
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    step_rewards: Mapping[int, StepRewards] = field(default_factory=dict)
+    reference_path: str = ""
 
     @property
     def spec(self) -> PpoSpec:
@@ -91,6 +95,7 @@ class PpoCase:
             critic_model=ModelConfig(),
             training=self.training,
             ppo=self.ppo,
+            reference_path=self.reference_path,
         )
 
     @property
@@ -112,6 +117,8 @@ class PpoCase:
             kl_coef=self.kl_coef,
             seed=7,
             ptx=ptx * self.ppo.num_minibatches,
+            baselines=self.baselines,
+            step_rewards=self.step_rewards,
         )
 
 
@@ -159,14 +166,26 @@ def ppo_step_in_blocks(info: RankInfo, case: PpoCase, *bounds: tuple[int, int]) 
     return Outcome(whole_weights(learner.policy), critic_weights(learner), (metrics,))
 
 
-def refused_ppo_step(info: RankInfo, case: PpoCase) -> tuple[str, Weights]:
-    """Take a step that must fail; the message and the weights after it."""
+def refused_ppo_step(
+    info: RankInfo, case: PpoCase, step: int = 1, dropout_on: int | None = None
+) -> tuple[str, Weights]:
+    """Take a step that must fail; the message and the weights after it. A rank may be given a layer with dropout."""
     learner = case.spec.build(info)
+    if info.rank == dropout_on:
+        backbone(learner.policy.module.model).layers[0].mlp.register_forward_hook(_dropout)
     try:
-        ppo_step(learner, case, 1)
+        ppo_step(learner, case, step)
     except NumericsError as error:
         return str(error), whole_weights(learner.policy)
     raise AssertionError("the step was taken")
+
+
+def _dropout(module: Any, _inputs: Any, output: Any) -> Any:
+    return torch.nn.functional.dropout(output, 0.1, module.training)
+
+
+def has_critic(info: RankInfo, case: PpoCase) -> bool:
+    return case.spec.build(info).critic is not None
 
 
 def probe(info: RankInfo, case: PpoCase, token_ids: Sequence[int]) -> list[float]:
@@ -177,7 +196,7 @@ def probe(info: RankInfo, case: PpoCase, token_ids: Sequence[int]) -> list[float
 def largest_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """The largest absolute difference of two sets of weights with the same names."""
     assert a.keys() == b.keys()
-    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+    return max((float(np.abs(a[name] - b[name]).max()) for name in a), default=0.0)
 
 
 # --------------------------------------------------------------------------------------------- SFT and the reward model

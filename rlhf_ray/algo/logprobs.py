@@ -34,8 +34,8 @@ def entropy(*, logits: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> 
     logits: call it under ``torch.no_grad()`` for a metric.
     """
     _check(logits=logits, temperature=temperature, chunk=chunk)
-    if not len(logits):
-        return logits.new_zeros(0, dtype=_accumulation_type(logits))
+    if not len(logits):  # still attached to the graph: a rank without tokens must run the same backward as the others
+        return logits.sum(-1, dtype=_accumulation_type(logits))
     return torch.cat([_entropy(_scaled(part, temperature)) for part in torch.split(logits, chunk)])
 
 

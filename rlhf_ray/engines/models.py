@@ -68,7 +68,7 @@ class PolicyModule(WrappedModel):
         """Return ``(logprobs, entropies, exact KL)``, all [B, S] fp32 and 0 where ``batch.mask`` is False.
 
         Entropies cost another pass over the logits: without ``with_entropy`` they are all 0. The KL is that to
-        ``against``, log-probabilities [N, V] at the N tokens that count; without them (or with none) it is all 0.
+        ``against``, log-probabilities [N, V] at the N tokens that count; without them it is all 0.
         """
         counted = batch.mask[:, 1:]
         logits = self.model.get_output_embeddings()(self.hidden_states(batch)[:, :-1][counted])  # [N, V]
@@ -77,8 +77,10 @@ class PolicyModule(WrappedModel):
         entropies = exact = torch.zeros_like(logprobs)
         if with_entropy:
             entropies = _scatter(entropy(logits=logits, temperature=temperature), batch.mask)
-        if against is not None and against.numel():
+        if against is not None:
             whole = (logits.float() / temperature).log_softmax(-1)
+            # A rank without tokens knows no V, and must run the same backward as the others: under ZeRO-3 they wait.
+            against = against if len(against) else whole.detach()
             exact = _scatter(exact_kl_from_logprobs(logprobs=whole, ref_logprobs=against), batch.mask)
         return logprobs, entropies, exact
 

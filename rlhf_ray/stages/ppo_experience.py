@@ -32,7 +32,7 @@ class Experience:
     batch: TokenBatch
     old_logprobs: Tensor
     ref_logprobs: Tensor
-    ref_distribution: Tensor  # [N, V] log-probabilities at the N sampled tokens where the KL is exact, else [0, 0]
+    ref_distribution: Tensor | None  # where the KL is exact: log-probabilities [N, V] at the N sampled tokens
     token_weights: Tensor  # how much each token counts in the policy's loss
     aggregation: Tensor  # the same without the off-policy correction
     values: Tensor
@@ -107,8 +107,10 @@ class ExperienceMaker:
             values: Tensor = self.critic.forward(batch)
         return values
 
-    def _distribution(self, own: Sequence[Row]) -> Tensor:
-        if self.config.kl.estimator != "exact" or not own:
+    def _distribution(self, own: Sequence[Row]) -> Tensor | None:
+        if self.config.kl.estimator != "exact":
+            return None
+        if not own:
             return torch.zeros(0, 0, device=self.device)
         return torch.from_numpy(np.concatenate([r.reference for r in own])).to(self.device)
 
