@@ -90,8 +90,16 @@ class Examination:
         lines += [f"{name}: {value:.6g}" for name, value in self.losses.items()]
         lines += [f"parameters whose gradient is not finite: {len(self.gradients) or 'none'}"]
         lines += [f"  {name}" for name in self.gradients[:SHOWN]]
-        errors = sorted({found.error for found in self.findings})
-        return [*lines, "reproduced" if self.reproduced else f"not reproduced: {'; '.join(errors) or 'nothing failed'}"]
+        return [*lines, self.verdict]
+
+    @property
+    def verdict(self) -> str:
+        errors = {found.error for found in self.findings}
+        if self.reproduced:
+            return "reproduced"
+        if errors == {""}:
+            return "not reproduced: nothing failed"
+        return f"not reproduced: {'; '.join(sorted(errors - {''}))}{' on some ranks' if '' in errors else ''}"
 
 
 async def examine(context: Context, quarantined: Quarantined) -> Examination:

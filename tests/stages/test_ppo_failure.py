@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def poisoned_step(learner: PpoLearner, case: PpoCase, step: int, poison: Poison)
     assert engine is not None
     honest = engine.backward
 
-    def backward(loss: trainers.Any, weight: float) -> None:
+    def backward(loss: Any, weight: float) -> None:
         last = learner.policy.info.rank == learner.policy.info.world_size - 1
         honest(loss * (NAN if last and engine.steps_taken + 1 == poison.at_step else 1.0), weight)
 
