@@ -239,7 +239,7 @@ class PpoLearner:
             experience.batch,
             config.temperature,
             with_entropy=config.entropy_coef > 0,
-            against=experience.ref_distribution,
+            against=experience.ref_distribution if config.kl.placement == "loss" else None,
         )
         surrogate = {"dual_clip": config.loss.dual_clip} if config.loss.surrogate == "clip" else {}
         loss = SURROGATES[config.loss.surrogate](
@@ -261,6 +261,7 @@ class PpoLearner:
                     old_logprobs=experience.old_logprobs,
                     ref_logprobs=experience.ref_logprobs,
                     estimator=cast(KLLossEstimator, config.kl.estimator),
+                    response_mask=mask,
                 )
             others = others + work.kl_coef * masked_sum(values=terms * experience.aggregation, mask=mask)
             metrics.add("ppo/kl_loss", float(masked_sum(values=terms.detach(), mask=mask)), float(mask.sum()))
