@@ -7,8 +7,9 @@ the engine must have are those of ``Served.model``.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,35 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_any_company(served: Served) -
         for other in (together[request.rollout_id], crowd[request.rollout_id]):
             np.testing.assert_array_equal(alone.response_ids, other.response_ids)
     assert not np.array_equal(crowd["x0"].response_ids, crowd["x1"].response_ids)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("served", ["untied"], indirect=True)
+def test_two_engines_sample_what_one_does_whatever_stands_beside_their_weights(served: Served, tmp_path: Path) -> None:
+    """The second has another seed of its own, and sampling habits in the model's generation_config.json."""
+    settings = SamplingSettings(temperature=0.9, max_tokens=40, stop_token_ids=(EOS,))
+    requests = requests_of([4, 30, 140, 4, 12, 60], first_seed=70)
+    by_one = served.generate(requests, settings)
+    served.model.save_pretrained(tmp_path)
+    habits = {"do_sample": True, "temperature": 0.1, "top_k": 1, "repetition_penalty": 2.0, "eos_token_id": [3, 4, 5]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(habits))
+
+    async def both() -> dict[str, Rollout]:
+        second = GenerationEngine(model_path=str(tmp_path), config=replace(CONFIG, seed=5), device="cpu")
+        try:
+            halves = [collect(served.engine, requests[0::2], settings), collect(second, requests[1::2], settings)]
+            one, other = await asyncio.gather(*halves)
+        finally:
+            await second.shutdown()
+        return one | other
+
+    by_two = served.runner.run(both())
+    assert by_two.keys() == by_one.keys()
+    for name, rollout in by_one.items():
+        np.testing.assert_array_equal(by_two[name].response_ids, rollout.response_ids)
+        np.testing.assert_allclose(by_two[name].rollout_logprobs, rollout.rollout_logprobs, atol=1e-5)
+    by_second = np.concatenate([by_two[request.rollout_id].response_ids for request in requests[1::2]])
+    assert np.isin(by_second, habits["eos_token_id"]).any()  # and they ended nothing
 
 
 @pytest.mark.integration
