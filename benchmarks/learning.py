@@ -176,6 +176,11 @@ def table(record: Mapping[str, Any], curves: Sequence[Curve]) -> str:
         score = statistics.fmean([points[-1].score for points in own])
         cells = [name, str(len(own)), text(*gold), text(*best), f"{reached / 1000:.1f}" if reached < math.inf else "-"]
         lines.append("| " + " | ".join([*cells, f"{score:.2f}"]) + " |")
+    if any(curve.algorithm in TRL for curve in curves):
+        from benchmarks.learning_trl import NOT_THE_SAME
+
+        lines += ["", "What is not the same in TRL's runs:", "", *(f"- {sentence}" for sentence in NOT_THE_SAME)]
+        lines += ["- Scores of ours are those of the last step's rollouts."]
     return "\n".join([*lines, ""])
 
 
