@@ -20,9 +20,10 @@ from tests.trainers import PpoCase, largest_difference, means
 
 pytestmark = pytest.mark.integration
 
-# Measured over ZeRO 0 to 3 and 1 or 2 ranks, on two makes of processor: 5e-6 after 3 steps of 4 updates at a learning
-# rate of 3e-3, and 5e-5 with demonstrations mixed in. A wrong weight or a lost row gives 1e-3 and more.
-TOLERANCE = 2e-4
+# Measured over ZeRO 0 to 3 and 1 or 2 ranks: 5e-6 after 3 steps of 4 updates, at a learning rate of 3e-3.
+TOLERANCE = 3e-5
+# The same with demonstrations mixed in, on another make of processor: 5e-5.
+MIXED_TOLERANCE = 2e-4
 ROLLOUTS = tiny.rollouts(6)
 
 
@@ -68,7 +69,7 @@ def test_one_rank_agrees_with_a_textbook_loop(case: PpoCase, plain: trainers.Out
     assert largest_difference(plain.policy, policy) < TOLERANCE
     assert largest_difference(plain.critic, critic) < TOLERANCE
     untrained = textbook.weights(tiny.causal_model())
-    assert largest_difference(plain.policy, untrained) > 100 * TOLERANCE
+    assert largest_difference(plain.policy, untrained) > 500 * TOLERANCE
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -229,7 +230,7 @@ def test_demonstrations_mixed_in_raise_their_likelihood_at_any_split(case: PpoCa
     outcomes = [ranks(n).run(trainers.ppo_steps, changed(mixed, zero_stage=z), (1, 2)) for n, z in ((1, 0), (2, 2))]
     losses = [step["ppo/ptx_loss"] for step in means(outcomes[0])]
     assert losses[1] < losses[0] - 0.5
-    assert largest_difference(outcomes[0][0].policy, outcomes[1][0].policy) < TOLERANCE
+    assert largest_difference(outcomes[0][0].policy, outcomes[1][0].policy) < MIXED_TOLERANCE
     without = ranks(1).run(trainers.ppo_steps, with_ppo(mixed, ptx_coef=0.0), (1, 2))
     plain = ranks(1).run(trainers.ppo_steps, case, (1, 2))
     assert largest_difference(without[0].policy, plain[0].policy) < TOLERANCE
