@@ -32,8 +32,7 @@ from actors.placement import Bundle, assign
 from actors.servers import ProcessRewardActor, ReferenceActor, RewardFunctionActor, RewardModelActor
 from actors.trainer import TrainerActor
 from actors.weight_sync import FleetWeightSync
-from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.rewards import LEARNED, RewardSourceConfig
+from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.engines.environment import generator_environment, server_environment, trainer_environment
 from rlhf_ray.errors import ConfigError, PlacementError
@@ -132,12 +131,6 @@ class Scope:
         replicas = await self._start(ReferenceActor, arguments, wanted, environment, "SPREAD")
         await self._answers("reference", "ready", [replica.ready.remote() for replica in replicas])
         return ReferenceGroup(replicas, whole_distributions=whole_distributions)
-
-    async def reward_model(self, model_path: str, model: ModelConfig) -> CombinedRewards:
-        """The frozen reward model."""
-        wanted = requirements.reward_model(self._config, self._device)
-        group = await self._reward_model(LEARNED, RewardModelActor, wanted, {"path": model_path, "model": model})
-        return CombinedRewards({LEARNED: group}, weights={LEARNED: 1.0})
 
     async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> CombinedRewards:
         """Every source that ``rewards.sources`` asks for. ``prompts``, by prompt_id, are all that will be answered."""

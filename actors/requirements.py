@@ -76,10 +76,10 @@ def rewards(config: RunConfig, device: str) -> tuple[Bundle, ...]:
 def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
     """Bundles that must exist at the same time, by stage."""
     train, generate = trainer(config, device), generators(config, device)
+    of_the_reward_model = {"comparison": generate, "reward_model": train} if config.rewards.uses_own_model else {}
     return {
         "sft": train,
-        "comparison": generate,
-        "reward_model": train,
+        **of_the_reward_model,
         "ppo": (*train, *generate, *reference(config, device), *rewards(config, device)),
-        "evaluation": (*generate, *reference_servers(config, device), *reward_model(config, device)),
+        "evaluation": (*generate, *reference_servers(config, device), *rewards(config, device)),
     }

@@ -13,9 +13,10 @@ venv=${RLHF_RAY_VENV:-$checkout/.venv}
 export PATH=$venv/bin:$PATH # DeepSpeed looks for ninja there
 
 cd "$checkout" # paths among the arguments are relative to it
-if (($# == 0)); then
-    ruff check
-    ruff format --check
-    mypy
-fi
-exec pytest "$@"
+if (($# > 0)); then exec pytest "$@"; fi
+ruff check
+ruff format --check
+mypy
+pytest -m "not integration"
+# What starts clusters and engines waits much of its time: two processes at once, each test file in one of them.
+exec pytest -m integration --numprocesses 2 --dist loadfile --no-loadscope-reorder

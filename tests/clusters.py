@@ -53,20 +53,33 @@ def wait_until_nothing_is_left(before: set[Path]) -> set[Path]:
     """Return the files in shared memory that are new and that no process uses, after some seconds of patience."""
     deadline = time.monotonic() + CLEAN_UP_S
     while True:
-        left = set(SHARED_MEMORY.iterdir()) - before - files_in_use()
+        used, new = files_in_use(), set(SHARED_MEMORY.iterdir()) - before
+        left = {path for path in new if not is_in(path, used)}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.2)
 
 
-def files_in_use() -> set[Path]:
-    """Return the files of shared memory that some process has open or mapped: another run's, not what ours left."""
-    found = set()
+def is_in(path: Path, files: set[int]) -> bool:
+    """Whether the file is one of ``files``, by inode. One that has just gone is nobody's leftover either."""
+    try:
+        return path.stat().st_ino in files
+    except FileNotFoundError:
+        return True
+
+
+def files_in_use() -> set[int]:
+    """Return the inodes of shared memory that some process has open or mapped: another run's, not what ours left.
+
+    By inode, since a semaphore is mapped under a name that it had only while it was made.
+    """
+    found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             lines = (process / "maps").read_text().splitlines()
-            found |= {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line}
-            found |= {link.readlink() for link in (process / "fd").iterdir()}
+            found |= {int(line.split(maxsplit=5)[4]) for line in lines if f" {SHARED_MEMORY}/" in line}
+            links = [link for link in (process / "fd").iterdir() if str(link.readlink()).startswith(str(SHARED_MEMORY))]
+            found |= {link.stat().st_ino for link in links}
         except OSError:
             continue  # it ended meanwhile, or is another user's
     return found

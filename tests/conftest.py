@@ -25,6 +25,7 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # or a cluster's actors would starve beside another test's processes
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -41,12 +42,19 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
     os.environ.pop(name, None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fast tests first: a mistake in a formula should not wait for a cluster."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run fast tests first: a mistake in a formula should not wait for a cluster.
+
+    Where files are dealt to several processes, the slow ones go first: none of them should work alone at the end.
+    """
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.integration)
-    items.sort(key=lambda item: (is_marked(item, "slow"), is_marked(item, "integration")))
+    if not hasattr(config, "workerinput"):  # of xdist
+        items.sort(key=lambda item: (is_marked(item, "slow"), is_marked(item, "integration")))
+        return
+    slow_files = {item.path for item in items if is_marked(item, "slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
 def is_marked(item: pytest.Item, name: str) -> bool:

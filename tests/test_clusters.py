@@ -41,3 +41,20 @@ def test_what_a_run_leaves_in_shared_memory_is_told_from_what_another_still_uses
             assert path not in clusters.wait_until_nothing_is_left(before)
     finally:
         path.unlink()
+
+
+def test_a_semaphore_that_somebody_has_is_in_use_though_it_was_mapped_under_another_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clusters, "CLEAN_UP_S", 0.0)
+    before = set(clusters.SHARED_MEMORY.iterdir())
+    program = (
+        "import multiprocessing as m, sys; s = m.get_context('spawn').Lock(); print(s._semlock.name, flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        name = user.stdout.readline().decode().strip().lstrip("/")
+        semaphore = clusters.SHARED_MEMORY / f"sem.{name}"
+        assert semaphore.exists()
+        assert semaphore not in clusters.wait_until_nothing_is_left(before)

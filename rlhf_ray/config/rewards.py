@@ -32,6 +32,7 @@ class RewardSourceConfig:
     path: str = ""  # of a model; empty: the run's own reward model
     function: str = ""
     url: str = ""
+    token_env: str = ""  # the environment variable with a service's bearer token; a token itself is never a setting
     timeout_s: float = 30.0  # of one call
     max_retries: int = 3  # of a request to a service
     batch_size: int = 64  # responses in one call
@@ -107,7 +108,7 @@ def _check(source: RewardSourceConfig, place: str) -> None:
             rule=f"must be {least:g} or more",
             remedy="raise it",
         )
-    for kind, name in (("model", "path"), ("function", "function"), ("http", "url")):
+    for kind, name in (("model", "path"), ("function", "function"), ("http", "url"), ("http", "token_env")):
         value = getattr(source, name)
         require(
             not value or source.kind == kind,

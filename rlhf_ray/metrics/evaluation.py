@@ -34,13 +34,13 @@ class GradedResponse:
     prompt_text: str
     response_text: str
     grades: Mapping[str, float]  # by the task; `gold` is the principal one. A task may grade some prompts only
-    score: float  # of the reward model
+    score: float | None  # what PPO follows, most often a reward model; None where it could not be scored
     kl: float  # nats over the response: sum of log policy - log reference
     num_tokens: int  # sampled tokens, EOS included
     finished: bool  # ended with a stop token
 
 
-Measure: TypeAlias = Callable[[GradedResponse], float | None]  # None: the task did not grade this prompt so
+Measure: TypeAlias = Callable[[GradedResponse], float | None]  # None: this response was not graded so
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class ModelSummary:
 class Comparison:
     """Two models on the same prompts. ``differences`` is treated - baseline by measure.
 
-    wins, ties and losses count prompts by the principal measure: gold, or the score where a task has no gold.
+    wins, ties and losses count prompts by the principal measure: gold, or the score where a task has no gold. The
+    score's difference is NaN where nothing could be scored.
     """
 
     kind: str
@@ -180,8 +181,8 @@ def _compare_kind(kind: str, treated: Sequence[GradedResponse], baseline: Sequen
     judged = list(zip(*pairs.get(PRINCIPAL_GRADE, pairs["score"]), strict=True))
     return Comparison(
         kind=kind,
-        num_prompts=len(pairs["score"][0]),
-        differences={name: difference_interval(*values) for name, values in pairs.items() if values[0]},
+        num_prompts=len({response.prompt_id for response in treated}),
+        differences={name: difference_interval(*p) for name, p in pairs.items() if p[0] or name == "score"},
         wins=sum(ours > theirs for ours, theirs in judged),
         ties=sum(ours == theirs for ours, theirs in judged),
         losses=sum(ours < theirs for ours, theirs in judged),

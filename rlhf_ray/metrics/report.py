@@ -108,21 +108,21 @@ def verdict(data: ReportData) -> tuple[Tone, str]:
     """Return what the numbers allow to be said, and its tone. It is derived from intervals, never from means alone."""
     differences = data.comparison[ALL_KINDS].differences
     score = differences["score"]
-    proxy = "rose" if score.is_above_zero else "fell" if score.is_below_zero else "did not clearly change"
+    changed = "rose" if score.is_above_zero else "fell" if score.is_below_zero else "did not clearly change"
+    proxy = f"The score that it was trained on {changed}."
     gold = differences.get(PRINCIPAL_GRADE)
     if gold is None:
         return "", (
-            f"The reward model's score {proxy}. This task has no ground truth: the score is a proxy, so read the "
-            "responses before believing it."
+            f"{proxy} This task has no ground truth: the score is a proxy, so read the responses before believing it."
         )
     change = "{} (95% interval {})".format(*format_change(PRINCIPAL_GRADE, gold))
     if gold.is_above_zero:
-        return "good", f"PPO improved the gold grade of held-out prompts by {change}. The reward model's score {proxy}."
+        return "good", f"PPO improved the gold grade of held-out prompts by {change}. {proxy}"
     if gold.is_below_zero:
-        hacked = " The policy is exploiting the reward model." if score.is_above_zero else ""
-        return "bad", f"PPO lowered the gold grade of held-out prompts by {change}, while the score {proxy}.{hacked}"
+        hacked = " The policy is exploiting it." if score.is_above_zero else ""
+        return "bad", f"PPO lowered the gold grade of held-out prompts by {change}. {proxy}{hacked}"
     return "", (
-        f"PPO is not shown to change the gold grade of held-out prompts: {change}. The reward model's score {proxy}. "
+        f"PPO is not shown to change the gold grade of held-out prompts: {change}. {proxy} "
         "More prompts would narrow the interval."
     )
 
@@ -138,7 +138,7 @@ def cards(data: ReportData) -> list[Card]:
             detail = "{} ({})".format(*format_change(name, difference))
             before, after = format_value(name, sft[name].value), format_value(name, ppo[name].value)
             shown.append(Card(measure(name).label, before, after, detail, tone_of(name, difference)))
-    judge = "gold grade" if PRINCIPAL_GRADE in ppo else "reward model score"
+    judge = "gold grade" if PRINCIPAL_GRADE in ppo else "score"
     decided = compared.wins + compared.losses
     share = f"{compared.wins / decided:.0%}" if decided else "n/a"
     detail = f"{compared.wins} won, {compared.ties} tied, {compared.losses} lost by {judge}"
@@ -169,7 +169,8 @@ def _sample(sft: GradedResponse, ppo: GradedResponse) -> Sample:
 def _marks(response: GradedResponse) -> tuple[str, ...]:
     grades = sorted(response.grades.items(), key=lambda item: (item[0] != PRINCIPAL_GRADE, item[0]))
     marks = [f"{name} {value:.3g}" for name, value in grades]
-    marks += [f"score {response.score:.2f}", f"KL {response.kl:.1f}", f"{response.num_tokens} tokens"]
+    marks += ["not scored" if response.score is None else f"score {response.score:.2f}"]
+    marks += [f"KL {response.kl:.1f}", f"{response.num_tokens} tokens"]
     return (*marks, *(() if response.finished else ("cut off",)))
 
 

@@ -51,7 +51,12 @@ REWARD_MODEL_PANELS: tuple[tuple[str, str, str, Names], ...] = (
     ),
 )
 PPO_PANELS: tuple[tuple[str, str, str, Names], ...] = (
-    ("ppo_score", "Reward model score", "The proxy that PPO climbs.", (("ppo/score_mean", "score"),)),
+    (
+        "ppo_score",
+        "Score",
+        "The proxy that PPO climbs.",
+        (("ppo/score_mean", "score"),),
+    ),
     ("ppo_kl", "KL from the reference", "How far the policy has moved.", (("ppo/kl_per_response", "KL"),)),
     (
         "ppo_length",
@@ -140,7 +145,7 @@ def time_plots(data: ReportData) -> list[Plot]:
 
 # ---------------------------------------------------------------------------------------------------------------- parts
 def _principals(data: ReportData) -> list[str]:
-    """The measures that are shown by kind: gold, where the task has it, and the reward model's score."""
+    """The measures that are shown by kind: gold, where the task has it, and the score."""
     sft, ppo = (summary[ALL_KINDS].measures for summary in data.summaries)
     return [name for name in (PRINCIPAL_GRADE, "score") if name in sft and name in ppo]
 

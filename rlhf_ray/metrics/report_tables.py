@@ -51,7 +51,7 @@ class Measure:
 
 MEASURES: dict[str, Measure] = {
     PRINCIPAL_GRADE: Measure("Gold grade", "0 to 1", "higher"),
-    "score": Measure("Reward model score (proxy)", "reward", "higher"),
+    "score": Measure("Score (proxy)", "reward", "higher"),
     "kl_per_response": Measure("KL from the reference", "nats/response", decimals=2),
     "kl_per_token": Measure("KL from the reference", "nats/token"),
     "tokens": Measure("Response length", "tokens", decimals=1),
@@ -143,7 +143,7 @@ KIND_COLUMNS = (PRINCIPAL_GRADE, "score", "kl_per_response", "tokens", "refused"
 def kinds_table(data: ReportData) -> Table:
     measures = data.summaries[1][ALL_KINDS].measures
     names = [name for name in KIND_COLUMNS if name in measures]
-    judge = "gold grade" if PRINCIPAL_GRADE in measures else "reward model score"
+    judge = "gold grade" if PRINCIPAL_GRADE in measures else "score"
     note = f"SFT → PPO. Won, tied and lost count the prompts on which PPO's {judge} is above, equal, below SFT's."
     counts = [Cell(f"{c.wins} / {c.ties} / {c.losses}") for c in data.comparison.values()]
     rows = [(*row, count) for row, count in zip(_kind_rows(data, names), counts, strict=True)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_ray.config.logging import LoggingConfig
-from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.sums import MetricSums
@@ -60,8 +59,6 @@ class Scope(Protocol):
     async def reference(self, model_path: str) -> Reference: ...
 
     async def reference_servers(self, model_path: str, temperature: float) -> Reference: ...
-
-    async def reward_model(self, model_path: str, model: ModelConfig) -> RewardModel: ...
 
     async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> RewardModel: ...
 

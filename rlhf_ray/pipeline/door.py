@@ -18,7 +18,7 @@ from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Ranking
 from rlhf_ray.rewards.http import ServiceError, require_service
 from rlhf_ray.rewards.process import FunctionLoadError
-from rlhf_ray.rewards.sources import open_source
+from rlhf_ray.rewards.sources import open_source, service_token
 from rlhf_ray.rewards.texts import PromptText, ResponseText
 
 CHECKED = 20_000  # records of a kind; more are counted by the stage itself
@@ -271,7 +271,11 @@ def _check_function(context: Context, source: RewardSourceConfig, place: str) ->
 
 def _check_service(source: RewardSourceConfig, place: str) -> None:
     try:
-        require_service(source.url, arguments=source.arguments, timeout_s=SERVICE_ANSWERS_WITHIN_S)
+        token = service_token(source)
+    except ConfigError as error:
+        raise ConfigError(f"{place}.{error.field}", error.value, error.rule, error.remedy) from error
+    try:
+        require_service(source.url, arguments=source.arguments, timeout_s=SERVICE_ANSWERS_WITHIN_S, token=token)
     except ServiceError as error:
         raise ConfigError(
             f"{place}.url",

@@ -15,10 +15,12 @@ from rlhf_ray.metrics.evaluation import PRINCIPAL_GRADE, GradedResponse, write_g
 from rlhf_ray.metrics.progress import ProgressReport, progress
 from rlhf_ray.metrics.statistics import mean_interval
 from rlhf_ray.pipeline.context import Context, Scope
+from rlhf_ray.pipeline.reward_model import own_reward_model
 from rlhf_ray.pipeline.sampling import FetchedShard, requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import AdaptersOff, GenerationRequest, Rollout, SamplingSettings, TextPrompt
+from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, Reference, RewardModel
 
 PURPOSE = 104
@@ -39,16 +41,16 @@ async def evaluate(context: Context) -> dict[str, Any]:
 async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[str, list[GradedResponse]]:
     """Sample, score and grade each model (name -> checkpoint) on the held-out prompts; KL is against the SFT model.
 
-    The frozen servers start once; the generators of one model end before those of the next begin.
+    The score is what PPO follows: every source of rewards by its weight. The frozen servers start once; the generators
+    of one model end before those of the next begin.
     """
     config = context.config.evaluation
     heldout = HeldOut.of(context, config.num_prompts, config.max_response_tokens, config.temperature)
-    reward_path = str(context.results("reward_model")["model"])
     graded = {}
     async with context.fleet.scope() as servers:
         starting = asyncio.gather(
             servers.reference_servers(str(policy_path(context)), config.temperature),
-            servers.reward_model(reward_path, context.config.model),
+            start_rewards(context, servers),
         )
         for name, path in models.items():
             async with context.fleet.scope() as scope:
@@ -57,6 +59,16 @@ async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[s
                 with progress(f"Evaluating {name.upper()}", len(heldout.requests), "response") as bar:
                     graded[name] = await heldout.answers(scope, generator, reference, reward_model, bar)
     return graded
+
+
+async def start_rewards(context: Context, scope: Scope) -> RewardModel:
+    """Every source of rewards, told of all prompts that may be answered: training and held-out ones."""
+    prompts = [*context.task.prompts("train"), *context.task.prompts("heldout")]
+    return await scope.rewards(
+        own_model=own_reward_model(context),
+        tokenizer=context.results("model")["tokenizer"],
+        prompts={prompt.prompt_id: PromptText.of(prompt) for prompt in prompts},
+    )
 
 
 @dataclass(frozen=True)
@@ -102,13 +114,13 @@ class HeldOut:
         return [
             self._grade(
                 rollout,
-                score.total,
+                None if score.failed else score.total + sum(value for _, value in score.step_rewards),
                 float(np.sum(rollout.rollout_logprobs - sampled_logprobs(logprobs, rollout.response_ids))),
             )
             for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
         ]
 
-    def _grade(self, rollout: Rollout, score: float, kl: float) -> GradedResponse:
+    def _grade(self, rollout: Rollout, score: float | None, kl: float) -> GradedResponse:
         prompt, text = self.texts[rollout.order], self.tools.decode(rollout.response_ids)
         return GradedResponse(
             prompt_id=prompt.prompt_id,

@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
     "rewards.max_failed_fraction",
     "evaluation.num_shown",
 )
-SOURCES_WITHOUT_EFFECT = ("timeout_s", "max_retries", "num_workers")  # of every source of rewards
+SOURCES_WITHOUT_EFFECT = ("timeout_s", "max_retries", "num_workers", "token_env")  # of every source of rewards
 # Settings that name files of people's own: what counts is what lies in them.
 PATHS = ("model.path", "model.chat_template", "reward_model.initialise_from")
 NO_PATHS = (None, "sft", "base", "tokenizer", *TEMPLATES)

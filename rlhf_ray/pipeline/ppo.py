@@ -19,12 +19,12 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import open_metric_log
 from rlhf_ray.pipeline.context import Context, Scope, quiet, ranks_of
-from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics
+from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics, start_rewards
 from rlhf_ray.pipeline.recording import recorded
+from rlhf_ray.pipeline.reward_model import own_reward_model
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, SamplingSettings
-from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.stages.ppo import PpoSpec
 from rlhf_ray.stages.work import SequenceWork, plan_sequences
 
@@ -106,7 +106,7 @@ def make_driver(context: Context, roles: Roles, tools: TextTools, prompts: Seque
 
 def ppo_spec(context: Context) -> PpoSpec:
     """What the trainer is built from."""
-    sft, reward_path = str(policy_path(context)), str(context.results("reward_model")["model"])
+    sft, reward_path = str(policy_path(context)), own_reward_model(context)
     model, ppo = context.config.model, context.config.ppo
     return PpoSpec(
         policy_path=sft,
@@ -121,14 +121,12 @@ def ppo_spec(context: Context) -> PpoSpec:
 
 async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequence[Prompt]) -> Roles:
     """Start the five roles together; each loads while the others do."""
-    sft, reward_path = str(policy_path(context)), str(context.results("reward_model")["model"])
+    sft = str(policy_path(context))
     trainer, generator, reference, reward_model = await asyncio.gather(
         scope.ppo_trainer(ppo_spec(context), demonstrations=pretraining_mix(context, tools)),
         scope.generators(sft),
         scope.reference(sft),
-        scope.rewards(
-            own_model=reward_path, tokenizer=context.results("model")["tokenizer"], prompts=texts_of(context)
-        ),
+        start_rewards(context, scope),
     )
     weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
     return Roles(generator, reference, reward_model, trainer, weights)
@@ -230,12 +228,6 @@ def _headline(metrics: Mapping[str, float]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
-def texts_of(context: Context) -> dict[str, PromptText]:
-    """What a reward may be asked about, by prompt_id: training prompts, and those of evaluations during training."""
-    prompts = [*context.task.prompts("train"), *context.task.prompts("heldout")]
-    return {prompt.prompt_id: PromptText.of(prompt) for prompt in prompts}
-
-
 def probe_text(prompts: Sequence[Prompt]) -> list[int]:
     """A fixed text whose log-probabilities are compared after every sync: the beginnings of a few prompts."""
     tokens = [int(token) for prompt in prompts[:8] for token in prompt.token_ids]

@@ -29,6 +29,7 @@ PACKAGES = (
     "datasets",
     "omegaconf",
 )
+OF_THE_REWARD_MODEL = ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
 DESCRIPTIONS = {
     "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated "
     "people rank what it samples, and PPO follows their rankings. Gold is the world's own rubric, which no model ever "
@@ -42,7 +43,8 @@ DESCRIPTIONS = {
 
 def report_data(context: Context) -> ReportData:
     """Collect what the stages left behind."""
-    results = context.results("reward_model")
+    trained = context.finished.get("reward_model")
+    results = trained.results if trained else {}
     return ReportData(
         title=context.config.name,
         description=DESCRIPTIONS[context.config.data.task],
@@ -53,8 +55,8 @@ def report_data(context: Context) -> ReportData:
         sft_curve=_curve(context, "sft"),
         reward_model_curve=_curve(context, "reward_model"),
         ppo_curve=_curve(context, "ppo"),
-        reward_model=tuple(AccuracyRow(**row) for row in results["accuracy_rows"]),
-        calibration=tuple(CalibrationBin(**row) for row in results["calibration"]),
+        reward_model=tuple(AccuracyRow(**row) for row in results.get("accuracy_rows", ())),
+        calibration=tuple(CalibrationBin(**row) for row in results.get("calibration", ())),
         stage_seconds={name: artefact.seconds for name, artefact in context.finished.items()},
         artefacts=tuple(
             Artefact(f"{a.stage}/", a.stage, a.key, tuple(a.parents), a.seconds) for a in context.finished.values()
@@ -77,16 +79,14 @@ def write_all(context: Context, *, peak_memory_bytes: int) -> tuple[ReportData, 
 def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int) -> dict[str, Any]:
     """The report's numbers for programs: every measure as mean, low and high of its 95% interval."""
     sft, ppo = data.summaries
-    results = context.results("reward_model")
+    trained = context.finished.get("reward_model")
     measures = {name: {"sft": _of(sft, name), "ppo": _of(ppo, name)} for name in sft[ALL_KINDS].measures}
     return {
         **measures,
         "distinct_2": {"sft": sft[ALL_KINDS].distinct_2, "ppo": ppo[ALL_KINDS].distinct_2},
         "kl_per_token": _of(ppo, "kl_per_token")["mean"],
         "by_kind": {kind: _means(sft, ppo, kind) for kind in sft if kind != ALL_KINDS},
-        "reward_model": {
-            key: results[key] for key in ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
-        },
+        "reward_model": {name: trained.results[name] for name in OF_THE_REWARD_MODEL} if trained else None,
         "seconds": dict(data.stage_seconds),
         "total_seconds": sum(data.stage_seconds.values()),
         "peak_memory_bytes": peak_memory_bytes,

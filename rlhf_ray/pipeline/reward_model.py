@@ -87,6 +87,11 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
     }
 
 
+def own_reward_model(context: Context) -> str:
+    """The checkpoint of the run's own reward model; empty where no source of rewards asks for one."""
+    return str(context.results("reward_model")["model"]) if context.config.rewards.uses_own_model else ""
+
+
 def _initial_weights(context: Context) -> str:
     source = context.config.reward_model.initialise_from
     if source == "sft":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline.artefacts import Artefact, artefact_key, now
 from rlhf_ray.pipeline.comparison import compare
@@ -51,19 +52,32 @@ STAGES = (
         "evaluation",
         "Evaluation",
         ("model", "sft", "reward_model", "ppo"),
-        ("evaluation", *SAMPLING, *SCORING),
+        ("evaluation", "rewards", *SAMPLING, *SCORING),
         evaluate,
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+OF_THE_REWARD_MODEL = ("comparison", "reward_model")
+
+
+def chain(config: RunConfig) -> tuple[Stage, ...]:
+    """The run's stages. Where no source of rewards is the run's own reward model, none is trained."""
+    if config.rewards.uses_own_model:
+        return STAGES
+    return tuple(
+        replace(stage, parents=tuple(name for name in stage.parents if name not in OF_THE_REWARD_MODEL))
+        for stage in STAGES
+        if stage.name not in OF_THE_REWARD_MODEL
+    )
 
 
 async def run_stages(context: Context, until: str) -> None:
     """Run every stage up to and with ``until`` that is not done already."""
-    stages = STAGES[: _position(until) + 1]
+    stages = _up_to(until, context.config)
+    count = len(chain(context.config))
     data_hash = context.task.fingerprint()
     for number, stage in enumerate(stages, start=1):
-        await _run_stage(context, stage, data_hash, f"[{number}/{len(STAGES)}] {stage.title}")
+        await _run_stage(context, stage, data_hash, f"[{number}/{count}] {stage.title}")
         if stage.name == "model":
             for line in check_text(context, {stage.name for stage in stages}):
                 print(f"      {line}", flush=True)
@@ -75,7 +89,7 @@ def load_finished(context: Context, until: str) -> None:
     Raises ConfigError where one is not finished, or was made with other settings or data than the context's.
     """
     data_hash = context.task.fingerprint()
-    for stage in STAGES[: _position(until) + 1]:
+    for stage in _up_to(until, context.config):
         wanted, left = _wanted(context, stage, data_hash), context.store.read(stage.name)
         if left is None or left.key != wanted.key:
             raise ConfigError(
@@ -94,7 +108,7 @@ def take_up(context: Context, until: str) -> list[str]:
     For a replay, which asks what a change does. Raises ConfigError where a stage before ``until`` is not finished.
     """
     changed, data_hash = [], context.task.fingerprint()
-    for stage in STAGES[: _position(until) + 1]:
+    for stage in _up_to(until, context.config):
         left = context.store.read(stage.name)
         if left is not None:
             wanted = _wanted(context, stage, data_hash)
@@ -111,10 +125,20 @@ def take_up(context: Context, until: str) -> list[str]:
     return changed
 
 
-def _position(name: str) -> int:
-    if name not in NAMES:
-        raise ConfigError("stage", name, "is not a stage", f"choose one of {', '.join(NAMES)}")
-    return NAMES.index(name)
+def _up_to(until: str, config: RunConfig) -> tuple[Stage, ...]:
+    """The run's stages up to and with ``until``. Raises ConfigError where it has no such stage."""
+    if until not in NAMES:
+        raise ConfigError("stage", until, "is not a stage", f"choose one of {', '.join(NAMES)}")
+    stages = chain(config)
+    names = [stage.name for stage in stages]
+    if until not in names:
+        raise ConfigError(
+            "rewards.sources",
+            sorted(config.rewards.sources),
+            "are not the run's own reward model, so none is trained",
+            "add a source of kind=model without a path, or go on with `rlhf-ray ppo`",
+        )
+    return stages[: names.index(until) + 1]
 
 
 @dataclass(frozen=True)

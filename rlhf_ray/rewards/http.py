@@ -48,7 +48,7 @@ class Answer:
 
 
 class HttpReward:
-    """Asks the service at ``url``; ``timeout_s`` bounds one request as a whole."""
+    """Asks the service at ``url``; ``timeout_s`` bounds one request as a whole, ``token`` is sent as a bearer's."""
 
     wants_tokens = False
 
@@ -60,6 +60,7 @@ class HttpReward:
         timeout_s: float,
         max_retries: int,
         seed: int,
+        token: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = url
@@ -68,7 +69,8 @@ class HttpReward:
         self._max_retries = max_retries
         self._random = random.Random(seed)
         self._sleep = sleep
-        self._client = httpx.Client(timeout=timeout_s)
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(timeout=timeout_s, headers=authorization)
 
     def grade(self, texts: Sequence[ResponseText]) -> tuple[Graded, ...]:
         """One answer a text; where the service has none to give, all have failed, with the reason."""
@@ -146,12 +148,12 @@ class HttpReward:
         self._client.close()
 
 
-def require_service(url: str, *, arguments: Mapping[str, Any], timeout_s: float) -> None:
+def require_service(url: str, *, arguments: Mapping[str, Any], timeout_s: float, token: str = "") -> None:
     """Ask the service to score nothing. Raises ServiceError where it does not answer, or with the wrong shape.
 
     One that refuses empty lists (400 or 422) is there.
     """
-    service = HttpReward(url, arguments=arguments, timeout_s=timeout_s, max_retries=0, seed=0)
+    service = HttpReward(url, arguments=arguments, timeout_s=timeout_s, max_retries=0, seed=0, token=token)
     try:
         service.ask([])
     except ServiceError as error:

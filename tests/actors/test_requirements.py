@@ -37,6 +37,15 @@ def test_each_stage_needs_the_roles_that_it_starts() -> None:
     }
 
 
+def test_without_the_own_reward_model_its_two_stages_need_nothing() -> None:
+    function = RewardSourceConfig(kind="function", function="length_at_most", num_workers=2)
+    ppo = PpoConfig(critic_initialise_from="sft")
+    stages = requirements.stages(replace(CONFIG, ppo=ppo, rewards=RewardsConfig({"short": function})), "cuda")
+    assert list(stages) == ["sft", "ppo", "evaluation"]
+    assert roles(stages["evaluation"]).count("reward short") == 2
+    assert "reward_model" not in roles(stages["evaluation"])
+
+
 def test_resources_add_up_on_gpus_and_no_gpu_is_asked_for_without_them() -> None:
     on_gpus, on_cpus = requirements.stages(CONFIG, "cuda"), requirements.stages(CONFIG, "cpu")
     assert total(on_gpus["ppo"]) == (4 * 2 + 2 * 3 + 1 + 3 * 0.5, 4 * 1 + 2 * 2 + 1 + 3 * 0.5)

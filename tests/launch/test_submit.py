@@ -33,6 +33,15 @@ from tests.clusters import short_temp_dir
 from tests.small import SMALL
 
 START_TIMEOUT_S = 90.0
+# GRPO on a programmatic reward alone: no comparisons, no reward model, no critic.
+VERIFIABLE = (
+    "ppo.advantages=grpo",
+    "ppo.responses_per_prompt=4",
+    "generation.num_engines=1",
+    "rewards.sources.short.kind=function",
+    "rewards.sources.short.function=length_at_most",
+    "rewards.sources.short.arguments.limit=12",
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -248,12 +257,18 @@ def test_waiting_for_nodes_finds_those_of_a_real_cluster(head: LocalHead) -> Non
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_pipeline_is_submitted_to_a_local_head_and_followed_to_its_report(head: LocalHead, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch.cli", "submit", "configs/quickstart.yaml", *SMALL]
+def test_a_pipeline_without_a_reward_model_is_submitted_to_a_local_head_and_followed_to_its_report(
+    head: LocalHead, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "launch.cli", "submit", "configs/quickstart.yaml", *SMALL, *VERIFIABLE]
     done = run_on(head, [*command, f"output_dir={tmp_path / 'run'}", "--address", head.address])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[6/6] Evaluation" in done.stdout
+    assert "[4/4] Evaluation" in done.stdout
     assert (tmp_path / "run" / "report" / "report.html").is_file()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["seconds"]) == ["model", "sft", "ppo", "evaluation"]
+    assert summary["reward_model"] is None
+    assert 0.0 <= summary["score"]["ppo"]["mean"] <= 1.0
 
 
 @pytest.mark.integration

@@ -47,6 +47,17 @@ def test_means_are_over_the_prompts_of_a_kind() -> None:
     assert summary["all"].measures["tokens"].value == pytest.approx(20.0)
 
 
+def test_a_response_that_no_source_could_score_is_left_out_of_the_score_alone() -> None:
+    failed = [replace(PPO[0], score=None), *PPO[1:]]
+    measures = summarise(failed)["all"].measures
+    assert measures["score"].value == pytest.approx(2 * 1.3 / 2)
+    assert (measures["score"].count, measures["gold"].count) == (2, 3)
+    compared = compare(failed, SFT)["all"]
+    assert compared.num_prompts == 3
+    assert compared.differences["score"].value == pytest.approx(2 * (0.6 - 0.1) / 2)
+    assert compare([replace(r, score=None) for r in PPO], SFT)["all"].differences["score"].count == 0
+
+
 def test_kl_per_token_is_the_sum_over_the_sum() -> None:
     assert summarise(PPO)["all"].measures["kl_per_token"].value == pytest.approx(6.0 / 60.0)
     assert summarise(PPO)["fact"].measures["kl_per_token"].value == pytest.approx(5.0 / 30.0)

@@ -165,9 +165,9 @@ def shifted(gold: float, score: float) -> ReportData:
     ("gold", "score", "tone", "words"),
     [
         (0.2, 0.5, "good", "improved the gold grade of held-out prompts by +0.200 (95% interval 0.200 to 0.200)"),
-        (-0.2, 0.5, "bad", "exploiting the reward model"),
+        (-0.2, 0.5, "bad", "trained on rose. The policy is exploiting it."),
         (0.0, 0.5, "", "not shown to change"),
-        (-0.2, -0.5, "bad", "while the score fell."),
+        (-0.2, -0.5, "bad", "The score that it was trained on fell."),
     ],
 )
 def test_the_verdict_says_what_the_intervals_allow(gold: float, score: float, tone: str, words: str) -> None:
@@ -179,7 +179,7 @@ def test_the_summary_pairs_by_prompt_and_colours_what_leaves_zero_out() -> None:
     rows = {row[0].text: row for row in summary_table(shifted(0.2, 0.0)).rows}
     change = rows["Gold grade"][3]
     assert (change.text, change.detail, change.tone) == ("+0.200", "0.200 to 0.200", "good")
-    assert rows["Reward model score (proxy)"][3].tone == ""
+    assert rows["Score (proxy)"][3].tone == ""
 
 
 def test_headline_cards_show_before_and_after() -> None:

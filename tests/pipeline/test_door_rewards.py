@@ -98,6 +98,22 @@ async def test_a_service_that_answers_passes_and_one_that_does_not_is_refused(
         check_rewards(context)
 
 
+async def test_a_service_s_token_must_be_set_and_is_sent(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SCORER_TOKEN", raising=False)
+    with running() as service:
+        service.replies = [Reply(body={"scores": []})]
+        context = await context_for(tmp_path, checkpoint, kind="http", url=service.url, token_env="SCORER_TOKEN")
+        with pytest.raises(
+            ConfigError, match=r"^rewards\.sources\.a\.token_env \('SCORER_TOKEN'\) must name a variable"
+        ):
+            check_rewards(context)
+        monkeypatch.setenv("SCORER_TOKEN", "s3cret")
+        check_rewards(context)
+        assert service.authorizations == ["Bearer s3cret"]
+
+
 # --------------------------------------------------------------------------------------------------------------- models
 async def test_a_reward_model_of_its_own_must_have_a_scalar_head_and_the_policys_tokens(
     tmp_path: Path, checkpoint: Path, tokenizer: PreTrainedTokenizerFast

@@ -36,7 +36,7 @@ def test_what_has_no_effect_exists() -> None:
 
 def test_how_patiently_a_source_of_rewards_is_asked_has_no_effect() -> None:
     source = RewardSourceConfig(kind="http", url="http://x")
-    patient = replace(source, timeout_s=9.0, max_retries=9, num_workers=9)
+    patient = replace(source, timeout_s=9.0, max_retries=9, num_workers=9, token_env="TOKEN")
     heavier = replace(source, weight=2.0)
 
     def settings(source: RewardSourceConfig) -> object:

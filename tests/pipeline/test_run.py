@@ -87,6 +87,27 @@ async def test_a_run_may_stop_early_and_go_on_later(chain: Chain) -> None:
     assert await chain.run() == ["check", "reward_model", "ppo", "evaluation"]
 
 
+NO_OWN_MODEL = (
+    "ppo.critic_initialise_from=sft",
+    "rewards.sources.short.kind=function",
+    "rewards.sources.short.function=length_at_most",
+)
+
+
+async def test_no_reward_model_is_trained_where_no_source_of_rewards_is_the_run_s_own(chain: Chain) -> None:
+    assert await chain.run(*NO_OWN_MODEL) == ["model", "check", "sft", "ppo", "evaluation"]
+    assert chain.context.finished["ppo"].parents.keys() == {"model", "sft"}
+    load_finished(chain.context, "evaluation")
+    mixed = "rewards.sources.learned.weight=2"
+    assert await chain.run(*NO_OWN_MODEL, mixed) == ["check", "comparison", "reward_model", "ppo", "evaluation"]
+
+
+async def test_a_reward_model_that_nobody_would_ask_is_not_trained_by_its_command_either(chain: Chain) -> None:
+    with pytest.raises(ConfigError, match=r"rewards\.sources \(\['short'\]\) are not the run's own reward model"):
+        await chain.run(*NO_OWN_MODEL, until="reward_model")
+    assert chain.ran == []
+
+
 async def test_a_stage_that_does_not_exist_is_refused_before_anything_runs(chain: Chain) -> None:
     with pytest.raises(ConfigError, match=r"stage \('dpo'\) is not a stage; choose one of model, sft"):
         await chain.run(until="dpo")

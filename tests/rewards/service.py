@@ -27,10 +27,12 @@ class Service:
     def __init__(self) -> None:
         self.replies: list[Reply] = [Reply()]
         self.asked: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                service.authorizations.append(self.headers["Authorization"])
                 service.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 reply = service.replies.pop(0) if len(service.replies) > 1 else service.replies[0]
                 time.sleep(reply.delay_s)

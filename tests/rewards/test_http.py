@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
+from rlhf_ray.config.rewards import RewardSourceConfig
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import Graded
 from rlhf_ray.rewards.http import HttpReward, ServiceError, require_service, retry_after_s
+from rlhf_ray.rewards.sources import open_source
 from rlhf_ray.rewards.texts import PromptText, ResponseText
 from tests.rewards.service import Reply, Service, running
 
@@ -212,3 +217,25 @@ def test_a_service_that_cannot_be_used_is_refused(service: Service, reply: Reply
     service.replies = [reply]
     with pytest.raises(ServiceError, match=message):
         require_service(service.url, arguments={}, timeout_s=0.3)
+
+
+# ------------------------------------------------------------------------------------------------------ who may ask
+def test_the_token_that_the_environment_holds_is_sent_as_a_bearer_s(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RewardSourceConfig(kind="http", url=service.url, token_env="SCORER_TOKEN")
+    monkeypatch.setenv("SCORER_TOKEN", "s3cret")
+    with closing(open_source(source, seed=0)) as reward:
+        reward.grade(TEXTS)
+    with closing(open_source(replace(source, token_env=""), seed=0)) as reward:
+        reward.grade(TEXTS)
+    assert service.authorizations == ["Bearer s3cret", None]
+
+
+def test_a_token_that_is_not_set_is_an_error_before_anything_is_sent(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SCORER_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match=r"token_env \('SCORER_TOKEN'\) must name a variable that is set"):
+        open_source(RewardSourceConfig(kind="http", url=service.url, token_env="SCORER_TOKEN"), seed=0)
+    assert service.asked == []
