@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.learning_point import Point  # noqa: E402
 from benchmarks.record_runs import RESULTS, machine, machine_line  # noqa: E402
+from rlhf_ray.pipeline.report import versions  # noqa: E402
 
 PRESET = "configs/quickstart.yaml"
 STEPS, ROLLOUTS, EVAL_EVERY = 30, 128, 5
@@ -67,15 +69,23 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="+", choices=sorted(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--no-trl", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="curves made at once; it changes no number")
     parser.add_argument("--note", default="", help="a sentence for the record")
     arguments = parser.parse_args()
-    curves = []
-    for seed in arguments.seeds:
-        shared = prepared(arguments.runs / f"seed{seed}", seed)
-        curves += [ours(name, shared, seed) for name in arguments.algorithms]
-        if not arguments.no_trl:
-            curves += [theirs(name, shared, seed, arguments.environments) for name in TRL]
-        write(curves, arguments)  # after every seed: an interrupted benchmark leaves a record of what it has
+    shared = {seed: prepared(arguments.runs / f"seed{seed}", seed) for seed in arguments.seeds}
+    names = [*arguments.algorithms, *([] if arguments.no_trl else TRL)]
+    if not arguments.no_trl:
+        make_environments(arguments.environments)
+
+    def curve(task: tuple[int, str]) -> Curve:
+        seed, name = task
+        if name in TRL:
+            return theirs(name, shared[seed], seed, arguments.environments)
+        return ours(name, shared[seed], seed)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        curves = list(pool.map(curve, [(seed, name) for seed in arguments.seeds for name in names]))
+    write(curves, arguments)
     print((RESULTS / "learning.md").read_text())
     return 0
 
@@ -96,9 +106,10 @@ def ours(name: str, shared: Path, seed: int) -> Curve:
     points, tokens = [], 0.0
     for line in (directory / "ppo" / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
-        tokens += metrics["ppo/response_length"] * ROLLOUTS
+        tokens += metrics.get("ppo/response_length", 0.0) * ROLLOUTS  # step 0 is before the first
         if "gold/heldout_mean" in metrics:
-            points.append(Point(int(metrics["step"]), tokens, metrics["gold/heldout_mean"], metrics["ppo/score_mean"]))
+            gold, score = metrics["gold/heldout_mean"], metrics["gold/heldout_score"]
+            points.append(Point(int(metrics["step"]), tokens, gold, score))
     return Curve(name, seed, points)
 
 
@@ -118,6 +129,14 @@ def theirs(name: str, shared: Path, seed: int, environments: Path) -> Curve:
     return Curve(name, seed, points)
 
 
+def make_environments(folder: Path) -> None:
+    """Install TRL where it is not yet, before several curves would at once."""
+    from benchmarks.parity_trl import ENVIRONMENTS, make
+
+    for environment in ENVIRONMENTS:
+        make(environment, folder)
+
+
 def command(verb: str, seed: int, directory: Path, *overrides: str) -> None:
     call = [sys.executable, "-m", "launch.cli", verb, PRESET, f"seed={seed}", f"output_dir={directory}", *overrides]
     subprocess.run(call, cwd=CHECKOUT, check=True)
@@ -130,6 +149,7 @@ def write(curves: Sequence[Curve], arguments: argparse.Namespace) -> None:
         "command": shlex.join(["python", "benchmarks/learning.py", "--seeds", *map(str, arguments.seeds)]),
         "note": arguments.note,
         "machine": machine(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "settings": {name: [*COMMON, *overrides] for name, overrides in ALGORITHMS.items()},
         "curves": [asdict(curve) for curve in curves],
     }
@@ -147,41 +167,116 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def tokens_to(points: Sequence[Point], gold: float) -> float:
-    """Sampled tokens until held-out gold first reaches ``gold``; infinite where it never does."""
-    return next((point.sampled_tokens for point in points if point.gold >= gold), math.inf)
+def mean_curve(curves: Sequence[Curve], name: str) -> list[Point]:
+    """The mean over seeds of an algorithm's curve; empty where it was not run."""
+    own = [curve.points for curve in curves if curve.algorithm == name]
+    return [
+        Point(
+            step=column[0].step,
+            sampled_tokens=statistics.fmean(point.sampled_tokens for point in column),
+            gold=statistics.fmean(point.gold for point in column),
+            score=statistics.fmean(point.score for point in column),
+        )
+        for column in zip(*own, strict=True)
+    ]
+
+
+def reaching(points: Sequence[Point], gold: float) -> Point | None:
+    """Where a curve first reaches ``gold``; None where it never does."""
+    return next((point for point in points if point.gold >= gold), None)
 
 
 def table(record: Mapping[str, Any], curves: Sequence[Curve]) -> str:
-    lines = [
-        "# Learning",
-        "",
-        f"Command: `{record['command']}`",
-        "",
-        machine_line(record),
-        "",
-        f"Held-out gold (0 to 1) after {STEPS} steps of {ROLLOUTS} responses; mean and 95% interval over seeds. The "
-        "third column is the best gold of any evaluation, the fourth the thousands of sampled tokens until gold first "
-        "reached 0.8 (a dash: in some seed it never did).",
-        "",
-        "| algorithm | seeds | gold at the end | best gold | thousand tokens to 0.8 | score at the end |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(curve.algorithm for curve in curves):
-        own = [curve.points for curve in curves if curve.algorithm == name and curve.points]
-        if not own:
-            continue
-        gold, best = (interval([f(points) for points in own]) for f in (last_gold, best_gold))
-        reached = statistics.fmean([tokens_to(points, 0.8) for points in own])
-        score = statistics.fmean([points[-1].score for points in own])
-        cells = [name, str(len(own)), text(*gold), text(*best), f"{reached / 1000:.1f}" if reached < math.inf else "-"]
-        lines.append("| " + " | ".join([*cells, f"{score:.2f}"]) + " |")
+    lines = ["# Learning", "", f"Command: `{record['command']}`", "", machine_line(record), "", SUMMARY, ""]
+    lines += [*summary_table(curves), "", f"{BY_STEP} ({ROLLOUTS} responses a step):", "", *step_table(curves)]
     if any(curve.algorithm in TRL for curve in curves):
         from benchmarks.learning_trl import NOT_THE_SAME
 
+        lines += ["", AGAINST, "", *against_table(curves)]
         lines += ["", "What is not the same in TRL's runs:", "", *(f"- {sentence}" for sentence in NOT_THE_SAME)]
-        lines += ["- Scores of ours are those of the last step's rollouts."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", f"Versions: {record['versions']}", ""])
+
+
+SUMMARY = (
+    f"Held-out gold (0 to 1) over {STEPS} steps of {ROLLOUTS} responses, with its 95% interval over seeds (Student's "
+    "t). The best is the largest of a seed's evaluations, so that chance helps it; the mean over steps is that of all "
+    "evaluations after step 0. The score is the reward model's, of held-out responses at the end."
+)
+BY_STEP = "Mean gold over seeds after so many steps"
+AGAINST = (
+    "The same gold with no more samples? The largest mean gold of TRL's curve, and where ours first reaches it; then "
+    "both at their ends, and ours minus TRL's over all evaluations after step 0 with the 95% interval over seeds."
+)
+
+
+def summary_table(curves: Sequence[Curve]) -> list[str]:
+    """Markdown: a line an algorithm, its gold and its score."""
+    lines = [
+        "| algorithm | gold at the end | best gold | mean over steps | score at the end |",
+        "|---|---|---|---|---|",
+    ]
+    for name in names_of(curves):
+        own = [curve.points for curve in curves if curve.algorithm == name]
+        golds = [text(*interval([f(points) for points in own])) for f in (last_gold, best_gold, mean_gold)]
+        score = statistics.fmean(points[-1].score for points in own)
+        lines.append("| " + " | ".join([name, *golds, f"{score:.2f}"]) + " |")
+    return lines
+
+
+def step_table(curves: Sequence[Curve]) -> list[str]:
+    """Markdown: a line an algorithm, a column an evaluation."""
+    steps = [point.step for point in mean_curve(curves, curves[0].algorithm)]
+    lines = ["| algorithm | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
+    for name in names_of(curves):
+        golds = [f"{point.gold:.3f}" for point in mean_curve(curves, name)]
+        lines.append("| " + " | ".join([name, *golds]) + " |")
+    return lines
+
+
+def against_table(curves: Sequence[Curve]) -> list[str]:
+    """Markdown: a line for each algorithm that both have."""
+    head = ["algorithm", "TRL's largest", "after thousand tokens", "ours reaches it after", "ends: ours, TRL's"]
+    lines = ["| " + " | ".join([*head, "ours - TRL's"]) + " |", "|---" * (len(head) + 1) + "|"]
+    for theirs_name, name in TRL.items():
+        own, other = mean_curve(curves, name), mean_curve(curves, theirs_name)
+        if not own or not other:
+            continue
+        best = max(other, key=lambda point: point.gold)
+        there = reaching(own, best.gold)
+        cells = [
+            name,
+            f"{best.gold:.3f}",
+            f"{best.sampled_tokens / 1000:.1f}",
+            f"{there.sampled_tokens / 1000:.1f}" if there else "never",
+            f"{own[-1].gold:.3f}, {other[-1].gold:.3f}",
+            text(*interval(differences(curves, name, theirs_name))),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(curves: Sequence[Curve], name: str, other: str) -> list[float]:
+    """By seed: the mean gold of ``name`` over its evaluations, minus that of ``other``."""
+    means = {(curve.algorithm, curve.seed): mean_gold(curve.points) for curve in curves}
+    seeds = sorted({seed for algorithm, seed in means if algorithm == name})
+    return [means[name, seed] - means[other, seed] for seed in seeds if (other, seed) in means]
+
+
+def curves_of(record: Mapping[str, Any]) -> list[Curve]:
+    """The curves of a record."""
+    return [
+        Curve(curve["algorithm"], curve["seed"], [Point(**point) for point in curve["points"]])
+        for curve in record["curves"]
+    ]
+
+
+def names_of(curves: Sequence[Curve]) -> list[str]:
+    return list(dict.fromkeys(curve.algorithm for curve in curves))
+
+
+def mean_gold(points: Sequence[Point]) -> float:
+    """Over the evaluations after step 0."""
+    return statistics.fmean(point.gold for point in points if point.step > 0)
 
 
 def last_gold(points: Sequence[Point]) -> float:
@@ -201,12 +296,9 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(curve.algorithm for curve in curves):
-        own = [curve.points for curve in curves if curve.algorithm == name and curve.points]
-        if not own:
-            continue
-        tokens = [statistics.fmean(p.sampled_tokens for p in column) / 1000 for column in zip(*own, strict=False)]
-        gold = [statistics.fmean(p.gold for p in column) for column in zip(*own, strict=False)]
+    for name in names_of(curves):
+        points = mean_curve(curves, name)
+        tokens, gold = [point.sampled_tokens / 1000 for point in points], [point.gold for point in points]
         axes.plot(tokens, gold, "--" if name in TRL else "-", label=name, marker=".")
     axes.set_xlabel("sampled tokens, thousands")
     axes.set_ylabel("held-out gold, mean over seeds")

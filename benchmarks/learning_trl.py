@@ -55,7 +55,6 @@ NOT_THE_SAME = (
     "PPO in TRL has one optimizer: the critic learns at the policy's rate (ours at its own, 1e-3). It clips no "
     "gradient, and puts the score one position after EOS. Its minibatches are drawn anew in every epoch; elsewhere "
     "they are the same in both.",
-    "TRL's scores are means over the held-out responses.",
 )
 
 

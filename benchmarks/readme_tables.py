@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from learning import AGAINST, against_table, curves_of, summary_table
 from record_runs import CHECKOUT, RESULTS, value
 
 from rlhf_ray.metrics.statistics import proportion_interval
@@ -100,12 +101,13 @@ def hh() -> str:
 
 def learning() -> str:
     record = load("learning")
-    lines = (RESULTS / "learning.md").read_text().splitlines()
-    rows = "\n".join(line for line in lines if line.startswith("|"))
+    curves = curves_of(record)
+    seeds = len({curve.seed for curve in curves})
     return (
-        f"Every algorithm from the same SFT and reward models with the same number of samples (`{record['command']}`; "
-        "curves\nand settings in [benchmarks/results/learning.md](benchmarks/results/learning.md)): held-out gold, "
-        f"mean and 95% interval over seeds.\n\n{rows}"
+        f"Every algorithm from the same SFT and reward models with the same number of samples, {seeds} seeds "
+        f"(`{record['command']}`;\ncurves and settings in "
+        "[benchmarks/results/learning.md](benchmarks/results/learning.md)): held-out gold with its 95% interval over "
+        "seeds.\n\n" + "\n".join(summary_table(curves)) + f"\n\n{AGAINST}\n\n" + "\n".join(against_table(curves))
     )
 
 

@@ -99,7 +99,12 @@ def assert_report_is_whole(run: Path) -> None:
     assert summary["peak_memory_bytes"] > 2**30
     assert summary["seed"] == 0
     steps = [json.loads(line) for line in (run / "ppo" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps] == [1, 2]
+    assert [row["step"] for row in steps] == [0, 1, 2]
+    before, *steps = steps
+    assert before["gold/heldout_kl_per_response"] == pytest.approx(0.0, abs=1e-4)  # the SFT model against itself
+    graded = [json.loads(line) for line in (run / "evaluation" / "sft.jsonl").read_text().splitlines()[:10]]
+    assert before["gold/heldout_mean"] == pytest.approx(sum(row["grades"]["gold"] for row in graded) / 10)
+    assert before["gold/heldout_score"] == pytest.approx(sum(row["score"] for row in graded) / 10, abs=1e-5)
     assert all(row["ppo/logprob_difference"] < 1e-3 for row in steps)
     # Before its first update the policy is the reference.
     assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)

@@ -135,16 +135,21 @@ class HeldOut:
         )
 
 
-def gold_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:
-    """``gold/*`` of an evaluation during training; nothing where the task has no ground truth."""
-    golds = [r.grades[PRINCIPAL_GRADE] for r in responses if PRINCIPAL_GRADE in r.grades]
-    if not golds:
-        return {}
-    interval = mean_interval(golds)
+def heldout_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:
+    """``gold/heldout_*`` of an evaluation during training; the grade's are missing where there is no ground truth.
+
+    So is the score where nothing could be scored, and the KL where only the trainer knows the reference (LoRA).
+    """
     metrics = {
-        "gold/heldout_mean": interval.value,
-        "gold/heldout_low": interval.low,
-        "gold/heldout_high": interval.high,
+        "gold/heldout_response_length": float(np.mean([r.num_tokens for r in responses])),
+        "gold/heldout_finished_fraction": float(np.mean([r.finished for r in responses])),
     }
+    if golds := [r.grades[PRINCIPAL_GRADE] for r in responses if PRINCIPAL_GRADE in r.grades]:
+        interval = mean_interval(golds)
+        metrics["gold/heldout_mean"] = interval.value
+        metrics["gold/heldout_low"] = interval.low
+        metrics["gold/heldout_high"] = interval.high
+    if scores := [r.score for r in responses if r.score is not None]:
+        metrics["gold/heldout_score"] = float(np.mean(scores))
     kl = float(np.mean([r.kl for r in responses]))
     return metrics if np.isnan(kl) else {**metrics, "gold/heldout_kl_per_response": kl}

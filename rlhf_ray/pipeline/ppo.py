@@ -19,7 +19,7 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import open_metric_log
 from rlhf_ray.pipeline.context import Context, Scope, quiet, ranks_of
-from rlhf_ray.pipeline.evaluation import HeldOut, gold_metrics, start_rewards
+from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics, start_rewards
 from rlhf_ray.pipeline.recording import recorded
 from rlhf_ray.pipeline.reward_model import own_reward_model
 from rlhf_ray.pipeline.sft import policy_path
@@ -133,7 +133,7 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
 
 
 class PpoRun:
-    """What surrounds the driver's loop: resume, checkpoints, held-out evaluation, logging."""
+    """What surrounds the driver's loop: resume, checkpoints, held-out evaluation (step 0 is before), logging."""
 
     def __init__(self, context: Context, driver: Driver, roles: Roles, scope: Scope) -> None:
         ppo = context.config.ppo
@@ -155,6 +155,8 @@ class PpoRun:
             progress("PPO", self._config.num_steps, "step") as bar,
         ):
             bar.advance(self._driver.steps_done)
+            if resumed is None and (before := await self._evaluated(0)):
+                log.log(0, before)  # where the curves start: the engines still hold the SFT model
 
             async def after_step(step: int, metrics: Mapping[str, float]) -> None:
                 last.clear()
@@ -199,7 +201,7 @@ class PpoRun:
         responses = await self._heldout.answers(
             self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
         )
-        return {**gold_metrics(responses), "time/evaluate": time.perf_counter() - begun}
+        return {**heldout_metrics(responses), "time/evaluate": time.perf_counter() - begun}
 
 
 def warned(message: str) -> None:

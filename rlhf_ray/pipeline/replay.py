@@ -254,7 +254,7 @@ class RecordedRun:
     @classmethod
     def of(cls, directory: Path, config: RunConfig) -> RecordedRun:
         """Read ``directory``, that of the stage. Raises DataError where a step is missing."""
-        metrics = {row.step: row.metrics for row in read_metrics(directory / METRICS_FILE)}
+        metrics = {row.step: row.metrics for row in read_metrics(directory / METRICS_FILE) if row.step > 0}
         root = directory / ROLLOUTS
         if not metrics:
             raise DataError(f"{directory / METRICS_FILE}: no step was logged, so that there is nothing to compare with")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ async def _train(
                 heldout_loss = metrics["sft/heldout_loss"]
             log.log(step, metrics)
             bar.advance()
-            bar.note(f"loss {metrics['sft/loss']:.3f}, held-out {heldout_loss:.3f}")
+            heldout_text = "" if math.isnan(heldout_loss) else f", held-out {heldout_loss:.3f}"
+            bar.note(f"loss {metrics['sft/loss']:.3f}{heldout_text}")
     return heldout_loss
 
 

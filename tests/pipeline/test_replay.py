@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -267,7 +268,11 @@ def test_a_number_that_became_nan_differs_by_infinity() -> None:
 async def test_a_run_that_was_not_saved_from_the_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"metrics\.jsonl: no step was logged"):
         RecordedRun.of(tmp_path, RunConfig())
-    (tmp_path / METRICS_FILE).write_text('{"step": 1, "logged_at": 0}\n{"step": 2, "logged_at": 0}\n')
+    before, *steps = (json.dumps({"step": step, "logged_at": 0}) + "\n" for step in range(3))
+    (tmp_path / METRICS_FILE).write_text(before)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: no step was logged"):
+        RecordedRun.of(tmp_path, RunConfig())
+    (tmp_path / METRICS_FILE).write_text("".join([before, *steps]))
     step_directory(tmp_path / ROLLOUTS, 1).mkdir(parents=True)
     with pytest.raises(DataError, match=r"step_000002: not there, .* last \(2\); run with ppo\.save_rollouts=true"):
         RecordedRun.of(tmp_path, RunConfig())
