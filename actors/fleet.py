@@ -130,7 +130,7 @@ class Scope:
         environment = server_environment(self._device, server.threads_per_replica)
         replicas = await self._start(ReferenceActor, arguments, wanted, environment, "SPREAD")
         await self._answers("reference", "ready", [replica.ready.remote() for replica in replicas])
-        return ReferenceGroup(replicas, whole_distributions=whole_distributions)
+        return ReferenceGroup(replicas, timeout_s=self._timeout_s, whole_distributions=whole_distributions)
 
     async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> CombinedRewards:
         """Every source that ``rewards.sources`` asks for. ``prompts``, by prompt_id, are all that will be answered."""

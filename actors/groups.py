@@ -10,6 +10,7 @@ from typing import Any
 from actors.answers import answer, answers
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
+from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import GenerationRequest, Graded, SamplingSettings, Score
@@ -208,8 +209,9 @@ class GeneratorGroup:
 class ReferenceGroup:
     """Replicas of the frozen reference, used in turn."""
 
-    def __init__(self, replicas: Sequence[Any], *, whole_distributions: bool = False) -> None:
+    def __init__(self, replicas: Sequence[Any], *, timeout_s: float, whole_distributions: bool = False) -> None:
         self._replicas = list(replicas)
+        self._timeout_s = timeout_s
         self._whole_distributions = whole_distributions
         self._next = 0
 
@@ -218,6 +220,13 @@ class ReferenceGroup:
         replica = self._replicas[self._next % len(self._replicas)]
         verb = replica.distributions if self._whole_distributions else replica.logprobs
         return verb.remote(shard.rollouts)
+
+    async def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
+        """Of each sequence the summed log-probability of the tokens that count, in the order of the sequences."""
+        count = len(self._replicas)
+        parts = [replica.response_logprobs.remote(sequences[i::count]) for i, replica in enumerate(self._replicas)]
+        found = await answers(parts, who="reference", verb="response_logprobs", timeout_s=self._timeout_s)
+        return tuple(found[i % count][i // count] for i in range(len(sequences)))
 
 
 class AdapterReference:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.placement import Bundle, bundles
+from actors.placement import Bundle, bundles, total
 from rlhf_ray.config.run import RunConfig
 
 
@@ -76,10 +76,14 @@ def rewards(config: RunConfig, device: str) -> tuple[Bundle, ...]:
 def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
     """Bundles that must exist at the same time, by stage."""
     train, generate = trainer(config, device), generators(config, device)
-    of_the_reward_model = {"comparison": generate, "reward_model": train} if config.rewards.uses_own_model else {}
-    return {
-        "sft": train,
-        **of_the_reward_model,
-        "ppo": (*train, *generate, *reference(config, device), *rewards(config, device)),
-        "evaluation": (*generate, *reference_servers(config, device), *rewards(config, device)),
-    }
+    wanted = {"sft": train}
+    if config.collects_comparisons:
+        wanted["comparison"] = generate
+    if config.trains_reward_model:
+        wanted["reward_model"] = train
+    if "ppo" in config.methods:
+        wanted["ppo"] = (*train, *generate, *reference(config, device), *rewards(config, device))
+    if "dpo" in config.methods:
+        wanted["dpo"] = max(train, reference_servers(config, device), key=total)  # one after the other
+    scoring = rewards(config, device) if config.scores_responses else ()
+    return wanted | {"evaluation": (*generate, *reference_servers(config, device), *scoring)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import RewardSourceConfig
+from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.records import FloatArray, Graded, Rollout
 from rlhf_ray.rewards.texts import PromptText
 
@@ -24,6 +25,9 @@ class ReferenceActor:
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
         return self._engine.logprobs(rollouts)
+
+    def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
+        return self._engine.response_logprobs(sequences)
 
     def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
         return self._engine.distributions(rollouts)

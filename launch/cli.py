@@ -53,8 +53,14 @@ def ppo(config: Config, overrides: Overrides = None, print_config: Print = False
 
 
 @app.command()
+def dpo(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Train the policy on the comparisons with DPO or a relative (`methods` must name dpo)."""
+    _run(config, overrides, print_config, until="dpo")
+
+
+@app.command()
 def evaluate(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Compare the SFT and the PPO model on held-out prompts (after the stages before it, where they are not done)."""
+    """Compare the SFT model with what each method made of it on held-out prompts (after the stages before it)."""
     _run(config, overrides, print_config, until="evaluation")
 
 
@@ -75,7 +81,7 @@ def report(config: Config, overrides: Overrides = None, print_config: Print = Fa
 def generate(
     config: Config,
     overrides: Overrides = None,
-    model: Annotated[str, typer.Option(help="'sft', 'ppo' or a directory with a checkpoint.")] = "ppo",
+    model: Annotated[str, typer.Option(help="'sft', 'ppo', 'dpo' or a directory with a checkpoint.")] = "ppo",
     output: Annotated[Path | None, typer.Option(help="Where to write; default OUTPUT_DIR/generations.jsonl.")] = None,
     print_config: Print = False,
 ) -> None:

@@ -65,8 +65,10 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     be_quiet()
     store = ArtefactStore(Path(config.output_dir).resolve())
     context = Context(config, build_task(config.data), _NoFleet(), store, command)
-    load_finished(context, "ppo" if model == "ppo" else "reward_model" if config.rewards.uses_own_model else "sft")
-    if model in ("sft", "ppo"):
+    load_finished(
+        context, model if model in config.methods else "reward_model" if config.trains_reward_model else "sft"
+    )
+    if model == "sft" or model in config.methods:
         path = str(context.results(model)["policy"])
     else:
         path = str(checkpoint_directory(model, field="--model"))

@@ -15,6 +15,7 @@ from rlhf_ray.config.algorithm import (
     KlConfig,
     LossConfig,
 )
+from rlhf_ray.config.dpo import DpoConfig, PreferenceLoss
 from rlhf_ray.config.ppo import PpoRewardConfig
 from rlhf_ray.config.run import RunConfig
 
@@ -27,6 +28,7 @@ SECTIONS = {
     "ppo.filter": FilterConfig,
     "ppo.contracts": ContractConfig,
     "ppo.reward": PpoRewardConfig,
+    "dpo": DpoConfig,
 }
 
 
@@ -42,6 +44,7 @@ def test_every_choice_has_a_row() -> None:
         *choices(KlConfig, "estimator"),
         *choices(CorrectionConfig, "level"),
         *choices(CorrectionConfig, "mode"),
+        *get_args(PreferenceLoss),
     }
     assert wanted == set(IN_TABLES)
     assert len(IN_TABLES) == len(set(IN_TABLES))
@@ -50,11 +53,12 @@ def test_every_choice_has_a_row() -> None:
 def test_every_setting_of_an_algorithm_is_named() -> None:
     named = {f"{path}.{field.name}" for path, section in SECTIONS.items() for field in fields(section)}
     missing = {key for key in named if key not in TEXT}
-    assert missing <= {"ppo.kl.horizon"}
+    of_training = {f"dpo.{name}" for name in ("num_epochs", "batch_size", "optimizer", "eval_every")}
+    assert missing <= {"ppo.kl.horizon", *of_training}
 
 
 def test_every_key_that_is_named_exists() -> None:
-    keys = re.findall(r"`((?:ppo|sft|reward_model)(?:\.\w+)+)", TEXT)
+    keys = re.findall(r"`((?:ppo|dpo|sft|reward_model)(?:\.\w+)+)", TEXT)
     assert len(keys) > 40
     for key in keys:
         node: Any = RunConfig

@@ -27,7 +27,7 @@ PATHS = sorted(set(re.findall(r"`((?:configs|benchmarks|launch|docs|tests|rlhf_r
 
 def test_the_readme_has_commands_for_every_stage() -> None:
     named = {shlex.split(command)[1] for command in COMMANDS}
-    assert named == {"pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "replay", "submit"}
+    assert named == {"pipeline", "sft", "reward", "ppo", "dpo", "evaluate", "report", "generate", "replay", "submit"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -23,10 +23,12 @@ from rlhf_ray.engines.training import TrainingEngine
 from rlhf_ray.errors import ConfigError, NumericsError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import AdaptersOff, FloatArray, Rollout
+from rlhf_ray.stages.dpo import DpoSpec
 from rlhf_ray.stages.ppo import PpoLearner, PpoSpec
 from rlhf_ray.stages.ppo_plan import PpoWork, StepRewards, plan_ppo
+from rlhf_ray.stages.reward_model import RewardModelSpec
 from rlhf_ray.stages.sft import SftSpec
-from rlhf_ray.stages.work import plan_rankings, plan_sequences
+from rlhf_ray.stages.work import plan_preferences, plan_rankings, plan_sequences
 from tests import tiny
 
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -202,15 +204,18 @@ def largest_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 # --------------------------------------------------------------------------------------------- SFT and the reward model
 @dataclass(frozen=True)
 class SupervisedCase:
-    """An SFT or reward-model learner and its batches, one a step."""
+    """A learner of SFT, of the reward model or of DPO, and its batches, one a step."""
 
     spec: Any
     batches: Sequence[Sequence[Any]]
 
     def works(self, num_ranks: int, step: int) -> tuple[Any, ...]:
+        split = {"num_ranks": num_ranks, "max_tokens": self.spec.training.max_tokens_per_micro_batch}
+        if isinstance(self.spec, DpoSpec):
+            single = self.spec.dpo.loss == "kto"
+            return plan_preferences(self.batches[step], single_responses=single, **split)
         plan = plan_sequences if isinstance(self.spec, SftSpec) else plan_rankings
-        limit = self.spec.training.max_tokens_per_micro_batch
-        return plan(self.batches[step], num_ranks=num_ranks, max_tokens=limit)
+        return plan(self.batches[step], **split)
 
 
 def supervised_steps(info: RankInfo, case: SupervisedCase) -> Outcome:
@@ -218,7 +223,7 @@ def supervised_steps(info: RankInfo, case: SupervisedCase) -> Outcome:
     shard_everything()
     learner = case.spec.build(info)
     metrics = [learner.update(case.works(info.world_size, step)[info.rank]) for step in range(len(case.batches))]
-    engine = learner.policy if isinstance(case.spec, SftSpec) else learner.reward_model
+    engine = learner.reward_model if isinstance(case.spec, RewardModelSpec) else learner.policy
     return Outcome(whole_weights(engine), {}, tuple(metrics))
 
 

@@ -9,6 +9,7 @@ from rlhf_ray.config.algorithm import MAX_EXACT_KL_VOCABULARY
 from rlhf_ray.config.checks import require
 from rlhf_ray.config.cluster import ClusterConfig, WeightSyncConfig
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.evaluation import EvaluationConfig
 from rlhf_ray.config.generation import GenerationConfig
 from rlhf_ray.config.logging import LoggingConfig
@@ -20,17 +21,19 @@ from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.sft import SftConfig
 from rlhf_ray.config.training import TrainingConfig
 
+Method = Literal["ppo", "dpo"]
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on CPUs
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """``device: auto`` uses GPUs where the cluster has any."""
+    """``device: auto`` uses GPUs where there are any. ``methods`` make aligned models, each from the SFT model."""
 
     name: str = "run"
     seed: int = 0
     output_dir: str = "runs/${name}"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    methods: tuple[Method, ...] = ("ppo",)
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -47,6 +50,7 @@ class RunConfig:
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -56,6 +60,13 @@ class RunConfig:
             value=self.seed,
             rule="must lie between 0 and 2**31 - 1",
             remedy="choose a seed in that range",
+        )
+        require(
+            len(self.methods) > 0 and len(set(self.methods)) == len(self.methods),
+            field="methods",
+            value=tuple(self.methods),
+            rule="must name one or more methods, each once",
+            remedy="use [ppo], [dpo] or [ppo, dpo]",
         )
         self._require_room("ppo.max_response_tokens", self.ppo.max_response_tokens)
         self._require_room("evaluation.max_response_tokens", self.evaluation.max_response_tokens)
@@ -73,6 +84,13 @@ class RunConfig:
             value=longest_served,
             rule=f"must not be below model.max_length ({self.model.max_length})",
             remedy="raise it, or leave it out",
+        )
+        require(
+            "ppo" in self.methods or not any(source.is_own_model for source in self.rewards.sources.values()),
+            field="rewards.sources",
+            value=sorted(self.rewards.sources),
+            rule="ask for the run's own reward model, which is trained for PPO alone",
+            remedy="add ppo to methods, or give the source a path",
         )
         require(
             self.rewards.uses_own_model or not self.ppo.has_critic or self.ppo.critic_initialise_from != "reward_model",
@@ -101,6 +119,19 @@ class RunConfig:
                 remedy="lower one or raise the other",
             )
             self._require_head_size()
+
+    @property
+    def trains_reward_model(self) -> bool:
+        return "ppo" in self.methods and self.rewards.uses_own_model
+
+    @property
+    def collects_comparisons(self) -> bool:
+        return self.trains_reward_model or "dpo" in self.methods
+
+    @property
+    def scores_responses(self) -> bool:
+        """Whether there is any reward that evaluations could report: with DPO alone there need not be one."""
+        return self.trains_reward_model or bool(self.rewards.sources)
 
     def _require_head_size(self) -> None:
         """Without this the first generator would find it out, after SFT."""

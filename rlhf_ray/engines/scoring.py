@@ -73,6 +73,12 @@ class ReferenceEngine(_FrozenEngine):
 
         return self._map(sequences, lambda batch: self._module(batch, self._temperature)[0], read)
 
+    def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
+        """Log-probability of each sequence's tokens that count, summed."""
+        return self._map(
+            sequences, lambda batch: self._module(batch, self._temperature)[0], lambda row, _: float(row.sum())
+        )
+
     @torch.inference_mode()
     def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
         """Log-probabilities [R, V] of the whole vocabulary at each response token.

@@ -47,8 +47,9 @@ Measure: TypeAlias = Callable[[GradedResponse], float | None]  # None: this resp
 class ModelSummary:
     """One model on the prompts of one kind. An interval's unit is the prompt: its responses are averaged first.
 
-    ``measures`` holds, in this order: the task's grades under their own names, then score, kl_per_response,
-    kl_per_token, tokens, finished, repetition. ``distinct_2`` is the share of different word pairs in all responses.
+    ``measures`` holds, in this order: the task's grades under their own names, then score (where anything was scored),
+    kl_per_response, kl_per_token, tokens, finished, repetition. ``distinct_2`` is the share of different word pairs in
+    all responses.
     """
 
     kind: str
@@ -156,7 +157,9 @@ def _interval(name: str, values: Sequence[float]) -> Interval:
 def _summarise_kind(kind: str, responses: Sequence[GradedResponse]) -> ModelSummary:
     intervals: dict[str, Interval] = {}
     for name, measure in _measures(responses).items():
-        intervals[name] = _interval(name, list(_per_prompt(responses, measure).values()))
+        values = list(_per_prompt(responses, measure).values())
+        if values:
+            intervals[name] = _interval(name, values)
         if name == "kl_per_response":
             intervals["kl_per_token"] = _kl_per_token(responses)
     return ModelSummary(

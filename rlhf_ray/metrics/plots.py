@@ -214,24 +214,24 @@ def draw_path(
 
 @dataclass(frozen=True)
 class Dumbbell:
-    """One line of a comparison: SFT and PPO with their intervals."""
+    """One line of a comparison: the SFT model and the aligned one with their intervals."""
 
     label: str
     sft: tuple[float, float, float]  # value, low, high
-    ppo: tuple[float, float, float]
+    aligned: tuple[float, float, float]
 
 
-def draw_dumbbells(rows: Sequence[Dumbbell]) -> Draw:
-    """Return a panel with one line a kind: where SFT stood, where PPO stands, and how sure that is."""
+def draw_dumbbells(rows: Sequence[Dumbbell], method: str) -> Draw:
+    """Return a panel with one line a kind: where SFT stood, where ``method`` stands, and how sure that is."""
 
     def draw(axes: Axes, ink: Ink) -> None:
         for index, row in enumerate(rows):
-            for offset, color, (value, low, high) in ((-0.15, SFT_COLOR, row.sft), (0.15, PPO_COLOR, row.ppo)):
+            for offset, color, (value, low, high) in ((-0.15, SFT_COLOR, row.sft), (0.15, PPO_COLOR, row.aligned)):
                 axes.plot([low, high], [index + offset] * 2, color=color, linewidth=2.2, alpha=0.45)
                 axes.scatter([value], [index + offset], s=30, color=color, zorder=3)
         for color, name, value, y, drop in (
             (SFT_COLOR, "SFT", rows[0].sft[0], -0.15, 7),
-            (PPO_COLOR, "PPO", rows[0].ppo[0], 0.15, -16),
+            (PPO_COLOR, method, rows[0].aligned[0], 0.15, -16),
         ):
             axes.annotate(
                 name, (value, y), (0, drop), textcoords="offset points", ha="center", color=color, fontweight="bold"

@@ -96,6 +96,42 @@ _REWARD_MODEL = (
     _M("reward_model/tokens_per_second", "tokens/s", "Tokens trained on per second.", "higher"),
 )
 
+_DPO = (
+    _M(
+        "dpo/loss",
+        "",
+        "Mean of the preference loss over the step's rankings (KTO: over labelled responses).",
+        "lower",
+        "loss",
+    ),
+    _M(
+        "dpo/accuracy",
+        "fraction",
+        "Share of the step's pairs in which the chosen response has the higher implicit reward; a tie is a half.",
+        "higher",
+        "acc",
+    ),
+    _M(
+        "dpo/reward_margin",
+        "reward",
+        "Mean implicit reward of chosen minus that of rejected responses.",
+        "higher",
+        "margin",
+    ),
+    _M("dpo/chosen_rewards", "reward", "Mean implicit reward of chosen (KTO: desirable) responses."),
+    _M("dpo/rejected_rewards", "reward", "Mean implicit reward of rejected (KTO: undesirable) responses."),
+    _M(
+        "dpo/chosen_negative_log_likelihood",
+        "nats/token",
+        "Mean over pairs of the chosen response's negative log-likelihood a token; a rise says that DPO unlearns them.",
+        "lower",
+    ),
+    _M("dpo/kto_baseline", "nats", "KTO: the mean log-ratio of responses to other prompts, cut at 0 from below."),
+    _M("dpo_heldout/*", "", "The measure of this name on held-out rankings; step 0 is before training."),
+    _M("dpo/learning_rate", "", "Learning rate of the step's optimizer update.", "", "lr"),
+    _M("dpo/grad_norm", "", "Global L2 norm of the gradient before clipping.", "", "grad"),
+)
+
 _PPO_REWARD = (
     _M(
         "ppo/score_mean",
@@ -264,6 +300,7 @@ _EVALUATION = (
 DEFINITIONS: tuple[MetricDefinition, ...] = (
     *_SFT,
     *_REWARD_MODEL,
+    *_DPO,
     *_PPO_REWARD,
     *_PPO_UPDATE,
     *_TIME,

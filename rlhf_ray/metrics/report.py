@@ -54,16 +54,16 @@ class Sample:
 
     prompt: str
     sft: str
-    ppo: str
+    aligned: str
     sft_marks: tuple[str, ...]
-    ppo_marks: tuple[str, ...]
+    aligned_marks: tuple[str, ...]
 
 
 def write_report(data: ReportData, directory: Path) -> Path:
     """Write report.html and figures/*.png into ``directory`` and return the page's path.
 
     Raises:
-        DataError: SFT and PPO were not given the same prompts.
+        DataError: the two models were not given the same prompts.
     """
     headline = verdict(data)
     groups = {"outcome": outcome_plots(data), "training": training_plots(data), "time": time_plots(data)}
@@ -117,12 +117,12 @@ def verdict(data: ReportData) -> tuple[Tone, str]:
         )
     change = "{} (95% interval {})".format(*format_change(PRINCIPAL_GRADE, gold))
     if gold.is_above_zero:
-        return "good", f"PPO improved the gold grade of held-out prompts by {change}. {proxy}"
+        return "good", f"{data.method} improved the gold grade of held-out prompts by {change}. {proxy}"
     if gold.is_below_zero:
         hacked = " The policy is exploiting it." if score.is_above_zero else ""
-        return "bad", f"PPO lowered the gold grade of held-out prompts by {change}. {proxy}{hacked}"
+        return "bad", f"{data.method} lowered the gold grade of held-out prompts by {change}. {proxy}{hacked}"
     return "", (
-        f"PPO is not shown to change the gold grade of held-out prompts: {change}. {proxy} "
+        f"{data.method} is not shown to change the gold grade of held-out prompts: {change}. {proxy} "
         "More prompts would narrow the interval."
     )
 
@@ -142,14 +142,14 @@ def cards(data: ReportData) -> list[Card]:
     decided = compared.wins + compared.losses
     share = f"{compared.wins / decided:.0%}" if decided else "n/a"
     detail = f"{compared.wins} won, {compared.ties} tied, {compared.losses} lost by {judge}"
-    shown.append(Card("Prompts that PPO wins", "", share, detail, ""))
+    shown.append(Card(f"Prompts that {data.method} wins", "", share, detail, ""))
     return shown
 
 
 def samples(data: ReportData) -> dict[str, list[Sample]]:
     """Return pairs of responses by kind: ``num_shown`` in all, the first of each kind in order of prompt id."""
     sft = {response.prompt_id: response for response in reversed(data.sft)}  # the first response to each prompt
-    ppo = {response.prompt_id: response for response in reversed(data.ppo)}
+    ppo = {response.prompt_id: response for response in reversed(data.aligned)}
     by_kind: dict[str, list[GradedResponse]] = defaultdict(list)
     for prompt_id in sorted(ppo):
         by_kind[ppo[prompt_id].kind].append(ppo[prompt_id])
@@ -162,8 +162,8 @@ def samples(data: ReportData) -> dict[str, list[Sample]]:
     return dict(shown)
 
 
-def _sample(sft: GradedResponse, ppo: GradedResponse) -> Sample:
-    return Sample(ppo.prompt_text, sft.response_text, ppo.response_text, _marks(sft), _marks(ppo))
+def _sample(sft: GradedResponse, aligned: GradedResponse) -> Sample:
+    return Sample(aligned.prompt_text, sft.response_text, aligned.response_text, _marks(sft), _marks(aligned))
 
 
 def _marks(response: GradedResponse) -> tuple[str, ...]:

@@ -41,17 +41,23 @@ class Artefact:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything on the page. ``sft`` and ``ppo`` are responses to the same held-out prompts."""
+    """Everything on the page: the SFT model and the one that ``method`` made of it answer the same held-out prompts.
+
+    ``others`` are the answers of models that other methods made of the same SFT model, by the method's name.
+    """
 
     title: str
     description: str
     command: str  # that does the run again
     seed: int
     sft: tuple[GradedResponse, ...]
-    ppo: tuple[GradedResponse, ...]
+    aligned: tuple[GradedResponse, ...]
+    method: str = "PPO"
+    others: Mapping[str, tuple[GradedResponse, ...]] = field(default_factory=dict)
     sft_curve: tuple[MetricRow, ...] = ()
     reward_model_curve: tuple[MetricRow, ...] = ()
     ppo_curve: tuple[MetricRow, ...] = ()
+    dpo_curve: tuple[MetricRow, ...] = ()
     reward_model: tuple[AccuracyRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)  # in the order of the stages
@@ -62,14 +68,14 @@ class ReportData:
 
     @cached_property
     def summaries(self) -> tuple[dict[str, ModelSummary], dict[str, ModelSummary]]:
-        """Return the summaries of SFT and of PPO, by kind."""
-        return summarise(self.sft), summarise(self.ppo)
+        """Return the summaries of the SFT model and of the aligned one, by kind."""
+        return summarise(self.sft), summarise(self.aligned)
 
     @cached_property
     def comparison(self) -> dict[str, Comparison]:
-        """Return PPO - SFT by kind.
+        """Return aligned - SFT by kind.
 
         Raises:
             DataError: the two models were not given the same prompts.
         """
-        return compare(self.ppo, self.sft)
+        return compare(self.aligned, self.sft)

@@ -90,12 +90,33 @@ PPO_PANELS: tuple[tuple[str, str, str, Names], ...] = (
         (("time/tokens_per_second", "tokens/s"),),
     ),
 )
+DPO_PANELS: tuple[tuple[str, str, str, Names], ...] = (
+    (
+        "dpo_loss",
+        "DPO: loss",
+        "Of the implicit rewards; 0.693 is a policy that is the reference (losses that are logistic).",
+        (("dpo/loss", "train"), ("dpo_heldout/loss", "held-out")),
+    ),
+    (
+        "dpo_accuracy",
+        "DPO: accuracy of the implicit reward",
+        "Share of pairs in which the response that people chose gained more than the other; 0.5 is a coin.",
+        (("dpo/accuracy", "train"), ("dpo_heldout/accuracy", "held-out")),
+    ),
+    (
+        "dpo_likelihood",
+        "DPO: likelihood of chosen responses",
+        "A rise says that the margin grows by making the rejected unlikely faster than the chosen.",
+        (("dpo/chosen_negative_log_likelihood", "train"), ("dpo_heldout/chosen_negative_log_likelihood", "held-out")),
+    ),
+)
 # A stage keeps its colour in every figure, whatever the case of its name.
 STAGE_COLORS = {
     "sft": SFT_COLOR,
     "reward model": REWARD_MODEL_COLOR,
     "reward_model": REWARD_MODEL_COLOR,
     "ppo": PPO_COLOR,
+    "dpo": PPO_COLOR,
 }
 _LIGHTER = {SFT_COLOR: "#9db4cf", REWARD_MODEL_COLOR: "#bda6e0", PPO_COLOR: "#b0793f"}
 
@@ -117,6 +138,7 @@ def training_plots(data: ReportData) -> list[Plot]:
         (data.sft_curve, SFT_PANELS, SFT_COLOR),
         (data.reward_model_curve, REWARD_MODEL_PANELS, REWARD_MODEL_COLOR),
         (data.ppo_curve, PPO_PANELS, PPO_COLOR),
+        (data.dpo_curve, DPO_PANELS, PPO_COLOR),
     )
     plots = [
         plot
@@ -168,7 +190,9 @@ def _kinds_plot(data: ReportData, name: str) -> Plot:
     shown = measure(name)
     caption = "Held-out prompts, their number in brackets; bars are 95% intervals."
     title, label = f"{shown.label} by kind of prompt", f"{shown.label} ({shown.unit})"
-    return Plot(f"kinds_{name}", title, caption, label, "", draw_dumbbells(rows), height=1.2 + 0.34 * len(rows))
+    return Plot(
+        f"kinds_{name}", title, caption, label, "", draw_dumbbells(rows, data.method), height=1.2 + 0.34 * len(rows)
+    )
 
 
 def _gold_plot(data: ReportData, rows: Sequence[MetricRow]) -> Plot:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rlhf_ray.metrics.evaluation import ALL_KINDS, PRINCIPAL_GRADE, Comparison, ModelSummary
+from rlhf_ray.metrics.evaluation import ALL_KINDS, PRINCIPAL_GRADE, Comparison, ModelSummary, summarise
 from rlhf_ray.metrics.progress import format_duration
 from rlhf_ray.metrics.registry import Better, describe
 from rlhf_ray.metrics.report_data import ReportData
@@ -134,7 +134,9 @@ def summary_table(data: ReportData) -> Table:
         f"{ppo.num_prompts} held-out prompts, {ppo.num_responses} responses of each model. Ranges are 95% intervals; "
         "the difference is paired by prompt. Colour marks a difference whose interval leaves zero out."
     )
-    return Table("summary", "Before and after", note, ("Measure", "SFT", "PPO", "PPO - SFT"), tuple(rows))
+    return Table(
+        "summary", "Before and after", note, ("Measure", "SFT", data.method, f"{data.method} - SFT"), tuple(rows)
+    )
 
 
 KIND_COLUMNS = (PRINCIPAL_GRADE, "score", "kl_per_response", "tokens", "refused", "finished")
@@ -144,7 +146,10 @@ def kinds_table(data: ReportData) -> Table:
     measures = data.summaries[1][ALL_KINDS].measures
     names = [name for name in KIND_COLUMNS if name in measures]
     judge = "gold grade" if PRINCIPAL_GRADE in measures else "score"
-    note = f"SFT → PPO. Won, tied and lost count the prompts on which PPO's {judge} is above, equal, below SFT's."
+    note = (
+        f"SFT → {data.method}. Won, tied and lost count the prompts on which {data.method}'s {judge} is above, equal, "
+        "below SFT's."
+    )
     counts = [Cell(f"{c.wins} / {c.ties} / {c.losses}") for c in data.comparison.values()]
     rows = [(*row, count) for row, count in zip(_kind_rows(data, names), counts, strict=True)]
     columns = ("Kind", "Prompts", *(measure(name).label for name in names), "Won / tied / lost")
@@ -153,11 +158,11 @@ def kinds_table(data: ReportData) -> Table:
 
 def grades_table(data: ReportData) -> Table | None:
     """Return the task's own grades by kind, those aside that the table of kinds shows."""
-    names = sorted({name for response in data.ppo for name in response.grades} - set(KIND_COLUMNS))
+    names = sorted({name for response in data.aligned for name in response.grades} - set(KIND_COLUMNS))
     if not names:
         return None
     columns = ("Kind", "Prompts", *(measure(name).label for name in names))
-    note = "SFT → PPO: what else the task measures of a response."
+    note = f"SFT → {data.method}: what else the task measures of a response."
     return Table("grades", "Other grades by kind", note, columns, tuple(_kind_rows(data, names)))
 
 
@@ -179,6 +184,22 @@ def _change_cell(name: str, sft: ModelSummary, ppo: ModelSummary, compared: Comp
         return Cell("n/a", tone="muted")
     before, after = format_value(name, sft.measures[name].value), format_value(name, ppo.measures[name].value)
     return Cell(f"{before} → {after}", tone=tone_of(name, difference))
+
+
+METHOD_COLUMNS = (PRINCIPAL_GRADE, "score", "kl_per_response", "tokens", "refused", "repetition")
+
+
+def methods_table(data: ReportData) -> Table | None:
+    """Return all models of the run side by side, where there are more than two."""
+    if not data.others:
+        return None
+    answers = {"SFT": data.sft, data.method: data.aligned, **data.others}
+    measured = {name: summarise(responses)[ALL_KINDS].measures for name, responses in answers.items()}
+    names = [name for name in METHOD_COLUMNS if all(name in found for found in measured.values())]
+    rows = [(Cell(method), *(_cell(name, found[name]) for name in names)) for method, found in measured.items()]
+    columns = ("Model", *(measure(name).label for name in names))
+    note = "The same held-out prompts, answered by the SFT model and by what each method made of it; 95% intervals."
+    return Table("methods", "Methods side by side", note, columns, tuple(rows))
 
 
 def reward_model_table(data: ReportData) -> Table | None:
@@ -254,7 +275,7 @@ def versions_table(data: ReportData) -> Table:
 def definitions_table(data: ReportData) -> Table | None:
     """Every metric that the run logged, with its last value."""
     last: dict[str, float] = {}
-    for row in (*data.sft_curve, *data.reward_model_curve, *data.ppo_curve):
+    for row in (*data.sft_curve, *data.reward_model_curve, *data.ppo_curve, *data.dpo_curve):
         last.update(row.metrics)
     if not last:
         return None
@@ -267,6 +288,6 @@ def definitions_table(data: ReportData) -> Table | None:
 
 
 TableBuilder: TypeAlias = Callable[[ReportData], Table | None]
-MAIN_TABLES: tuple[TableBuilder, ...] = (summary_table, kinds_table, grades_table, reward_model_table)
+MAIN_TABLES: tuple[TableBuilder, ...] = (summary_table, methods_table, kinds_table, grades_table, reward_model_table)
 TIME_TABLES: tuple[TableBuilder, ...] = (time_table,)
 RECORD_TABLES: tuple[TableBuilder, ...] = (lineage_table, versions_table, definitions_table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +13,13 @@ from rlhf_ray.data.task import Split
 from rlhf_ray.driver import request_seed
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.pipeline.context import Context, Scope
+from rlhf_ray.pipeline.door import require_apart
 from rlhf_ray.pipeline.sampling import requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Message, Prompt, Ranking, Rollout, SamplingSettings, TextPrompt
 from rlhf_ray.roles import Generator
+from rlhf_ray.stages.work import TokenizedRanking
 
 PURPOSES: dict[Split, int] = {"train": 101, "heldout": 102}
 
@@ -100,3 +102,23 @@ def read_rankings(path: Path) -> list[Ranking]:
         row["response_token_ids"] = tuple(tuple(ids) for ids in row["response_token_ids"])
         rankings.append(Ranking(**row))
     return rankings
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Both splits of a run's rankings, tokenised; ``heldout_rankings`` are the held-out ones as they were read."""
+
+    train: list[TokenizedRanking]
+    heldout: list[TokenizedRanking]
+    heldout_rankings: list[Ranking]
+    left_out: int  # training rankings that are all ties or too long
+
+
+def tokenized_comparisons(context: Context, tools: TextTools) -> Comparisons:
+    """What :func:`compare` left. Raises DataError where a prompt stands on both sides."""
+    train_rankings = read_rankings(Path(context.results("comparison")["train"]))
+    heldout_rankings = read_rankings(Path(context.results("comparison")["heldout"]))
+    require_apart(train_rankings, heldout_rankings)
+    train, left_out = tools.rankings(train_rankings)
+    heldout, _ = tools.rankings(heldout_rankings)
+    return Comparisons(train, heldout, heldout_rankings, left_out)

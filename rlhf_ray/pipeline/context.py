@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
@@ -24,7 +25,7 @@ class Trainer(Protocol):
 
     async def update(self, works: Sequence[Any]) -> MetricSums: ...
 
-    async def evaluate(self, works: Sequence[SequenceWork]) -> MetricSums: ...
+    async def evaluate(self, works: Sequence[Any]) -> MetricSums: ...
 
     async def score(self, works: Sequence[RankingWork]) -> dict[int, tuple[float, ...]]: ...
 
@@ -45,6 +46,12 @@ class PpoTrainerRanks(PpoTrainer, Protocol):
     ) -> tuple[Findings, ...]: ...
 
 
+class ReferenceServers(Reference, Protocol):
+    """The frozen reference as servers of its own, which also tell how likely whole responses are."""
+
+    async def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]: ...
+
+
 class Scope(Protocol):
     """Starts the actors of one stage; they end with it."""
 
@@ -58,7 +65,7 @@ class Scope(Protocol):
 
     async def reference(self, model_path: str) -> Reference: ...
 
-    async def reference_servers(self, model_path: str, temperature: float) -> Reference: ...
+    async def reference_servers(self, model_path: str, temperature: float) -> ReferenceServers: ...
 
     async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> RewardModel: ...
 

@@ -1,8 +1,12 @@
-"""Stage ``evaluation``: SFT and PPO model answer the same held-out prompts, and the ground truth grades them."""
+"""Stage ``evaluation``: the SFT model and what each method made of it answer the same held-out prompts.
+
+The ground truth grades the answers, the sources of rewards score them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +23,17 @@ from rlhf_ray.pipeline.reward_model import own_reward_model
 from rlhf_ray.pipeline.sampling import FetchedShard, requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
-from rlhf_ray.records import AdaptersOff, GenerationRequest, Rollout, SamplingSettings, TextPrompt
+from rlhf_ray.records import AdaptersOff, GenerationRequest, Rollout, SamplingSettings, Score, TextPrompt
 from rlhf_ray.rewards.texts import PromptText
-from rlhf_ray.roles import Generator, Reference, RewardModel
+from rlhf_ray.roles import Generator, Reference, RewardModel, RolloutShard
 
 PURPOSE = 104
 
 
 async def evaluate(context: Context) -> dict[str, Any]:
-    """Write ``evaluation/sft.jsonl`` and ``evaluation/ppo.jsonl``: one graded response a line."""
-    models = {"sft": str(policy_path(context)), "ppo": str(context.results("ppo")["policy"])}
+    """Write ``evaluation/sft.jsonl`` and one such file for each method: one graded response a line."""
+    models = {"sft": str(policy_path(context))}
+    models |= {method: str(context.results(method)["policy"]) for method in context.config.methods}
     graded = await evaluate_models(context, models)
     results: dict[str, Any] = {}
     for name, responses in graded.items():
@@ -63,12 +68,21 @@ async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[s
 
 async def start_rewards(context: Context, scope: Scope) -> RewardModel:
     """Every source of rewards, told of all prompts that may be answered: training and held-out ones."""
+    if not context.config.scores_responses:
+        return NoRewards()
     prompts = [*context.task.prompts("train"), *context.task.prompts("heldout")]
     return await scope.rewards(
         own_model=own_reward_model(context),
         tokenizer=context.results("model")["tokenizer"],
         prompts={prompt.prompt_id: PromptText.of(prompt) for prompt in prompts},
     )
+
+
+class NoRewards:
+    """Stands where a run has no reward at all: nothing is scored."""
+
+    async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
+        return tuple(Score(math.nan, failed="the run has no source of rewards") for _ in shard.summaries)
 
 
 @dataclass(frozen=True)

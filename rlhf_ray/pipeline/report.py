@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.load import to_yaml
-from rlhf_ray.metrics.evaluation import ALL_KINDS, ModelSummary, read_graded
+from rlhf_ray.metrics.evaluation import ALL_KINDS, GradedResponse, ModelSummary, read_graded, summarise
 from rlhf_ray.metrics.report import write_report
 from rlhf_ray.metrics.report_data import AccuracyRow, Artefact, CalibrationBin, ReportData
 from rlhf_ray.metrics.sinks import METRICS_FILE, MetricRow, read_metrics
+from rlhf_ray.metrics.statistics import Interval
 from rlhf_ray.pipeline.artefacts import write_atomically
 from rlhf_ray.pipeline.context import Context
 
@@ -32,8 +33,8 @@ PACKAGES = (
 OF_THE_REWARD_MODEL = ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
 DESCRIPTIONS = {
     "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated "
-    "people rank what it samples, and PPO follows their rankings. Gold is the world's own rubric, which no model ever "
-    "saw.",
+    "people rank what it samples, and training follows their rankings. Gold is the world's own rubric, which no model "
+    "ever saw.",
     "movie_sentiment": "Continue a movie review positively. Gold is the probability that the continuation is positive "
     "by a naive Bayes judge, which never saw the reward model's data.",
     "hh_rlhf": "Helpful answers by people's choices. There is no ground truth here: the tables show what is measured.",
@@ -45,16 +46,21 @@ def report_data(context: Context) -> ReportData:
     """Collect what the stages left behind."""
     trained = context.finished.get("reward_model")
     results = trained.results if trained else {}
+    answers = {name: _answers(context, name) for name in ("sft", *context.config.methods)}
+    first, *others = context.config.methods
     return ReportData(
         title=context.config.name,
         description=DESCRIPTIONS[context.config.data.task],
         command=context.command,
         seed=context.config.seed,
-        sft=tuple(read_graded(Path(context.results("evaluation")["sft"]))),
-        ppo=tuple(read_graded(Path(context.results("evaluation")["ppo"]))),
+        sft=answers["sft"],
+        aligned=answers[first],
+        method=first.upper(),
+        others={name.upper(): answers[name] for name in others},
         sft_curve=_curve(context, "sft"),
         reward_model_curve=_curve(context, "reward_model"),
         ppo_curve=_curve(context, "ppo"),
+        dpo_curve=_curve(context, "dpo"),
         reward_model=tuple(AccuracyRow(**row) for row in results.get("accuracy_rows", ())),
         calibration=tuple(CalibrationBin(**row) for row in results.get("calibration", ())),
         stage_seconds={name: artefact.seconds for name, artefact in context.finished.items()},
@@ -78,14 +84,19 @@ def write_all(context: Context, *, peak_memory_bytes: int) -> tuple[ReportData, 
 
 def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int) -> dict[str, Any]:
     """The report's numbers for programs: every measure as mean, low and high of its 95% interval."""
-    sft, ppo = data.summaries
+    models = {name: summarise(_answers(context, name)) for name in ("sft", *context.config.methods)}
+    whole = {name: summary[ALL_KINDS] for name, summary in models.items()}
+    first = context.config.methods[0]
     trained = context.finished.get("reward_model")
-    measures = {name: {"sft": _of(sft, name), "ppo": _of(ppo, name)} for name in sft[ALL_KINDS].measures}
+    measures = {
+        name: {model: _interval(summary.measures[name]) for model, summary in whole.items() if name in summary.measures}
+        for name in whole["sft"].measures
+    }
     return {
         **measures,
-        "distinct_2": {"sft": sft[ALL_KINDS].distinct_2, "ppo": ppo[ALL_KINDS].distinct_2},
-        "kl_per_token": _of(ppo, "kl_per_token")["mean"],
-        "by_kind": {kind: _means(sft, ppo, kind) for kind in sft if kind != ALL_KINDS},
+        "distinct_2": {model: summary.distinct_2 for model, summary in whole.items()},
+        "kl_per_token": whole[first].measures["kl_per_token"].value,
+        "by_kind": {kind: _means(models, kind) for kind in models["sft"] if kind != ALL_KINDS},
         "reward_model": {name: trained.results[name] for name in OF_THE_REWARD_MODEL} if trained else None,
         "seconds": dict(data.stage_seconds),
         "total_seconds": sum(data.stage_seconds.values()),
@@ -101,15 +112,20 @@ def _curve(context: Context, stage: str) -> tuple[MetricRow, ...]:
     return read_metrics(path) if path.is_file() else ()
 
 
-def _of(summaries: Mapping[str, ModelSummary], name: str) -> dict[str, float]:
-    interval = summaries[ALL_KINDS].measures[name]
+def _answers(context: Context, model: str) -> tuple[GradedResponse, ...]:
+    return tuple(read_graded(Path(context.results("evaluation")[model])))
+
+
+def _interval(interval: Interval) -> dict[str, float]:
     return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
-def _means(sft: Mapping[str, ModelSummary], ppo: Mapping[str, ModelSummary], kind: str) -> dict[str, Any]:
+def _means(models: Mapping[str, Mapping[str, ModelSummary]], kind: str) -> dict[str, dict[str, float]]:
+    """By measure, then by model, of one kind of prompt."""
+    measured = {model: summaries[kind].measures for model, summaries in models.items()}
     return {
-        name: {"sft": interval.value, "ppo": ppo[kind].measures[name].value}
-        for name, interval in sft[kind].measures.items()
+        name: {model: found[name].value for model, found in measured.items() if name in found}
+        for name in measured["sft"]
     }
 
 

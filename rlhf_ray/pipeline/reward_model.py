@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,11 @@ from rlhf_ray.metrics.preferences import (
 )
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import open_metric_log
-from rlhf_ray.pipeline.comparison import read_rankings
+from rlhf_ray.pipeline.comparison import Comparisons, tokenized_comparisons
 from rlhf_ray.pipeline.context import Context, Trainer, quiet, ranks_of
-from rlhf_ray.pipeline.door import checkpoint_directory, require_apart
+from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
-from rlhf_ray.records import Ranking
 from rlhf_ray.stages.reward_model import RewardModelSpec
 from rlhf_ray.stages.work import TokenizedRanking, plan_rankings
 
@@ -36,11 +34,8 @@ SCORED_FOR_NORMALISATION = 512  # rankings
 async def train_reward_model(context: Context) -> dict[str, Any]:
     """Write ``reward_model/model``, a one-label sequence classifier, and what it gets right on held-out rankings."""
     config, tools = context.config, TextTools.of(context)
-    train_rankings = read_rankings(Path(context.results("comparison")["train"]))
-    heldout_rankings = read_rankings(Path(context.results("comparison")["heldout"]))
-    train, left_out = tools.rankings(train_rankings)
-    heldout, _ = tools.rankings(heldout_rankings)
-    require_apart(train_rankings, heldout_rankings)
+    comparisons = tokenized_comparisons(context, tools)
+    train = comparisons.train
     batch_size = min(config.reward_model.batch_size, len(train))
     num_steps = math.ceil(config.reward_model.num_epochs * len(train) / batch_size)
     spec = RewardModelSpec(
@@ -64,11 +59,11 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
                 works = plan_rankings([train[i] for i in sampler.next_batch()], **ranks_of(config))
                 metrics = (await trainer.update(works)).means()
                 if step % config.reward_model.eval_every == 0:
-                    metrics |= _heldout_metrics(await _judge(context, trainer, heldout, heldout_rankings))
+                    metrics |= _heldout_metrics(await _judge(context, trainer, comparisons))
                 log.log(step, metrics)
                 bar.advance()
                 bar.note(f"loss {metrics['reward_model/loss']:.3f}, accuracy {metrics['reward_model/accuracy']:.3f}")
-        pairs = await _judge(context, trainer, heldout, heldout_rankings)
+        pairs = await _judge(context, trainer, comparisons)
         mean, std = await _normalisation(context, trainer, train)
         await trainer.save(str(directory), mean, std)
     tools.tokenizer.save_pretrained(directory)
@@ -76,7 +71,7 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
         "model": str(directory),
         "steps": num_steps,
         "rankings": len(train),
-        "left_out": left_out,
+        "left_out": comparisons.left_out,
         "heldout_pairs": len(pairs),
         "accuracy": accuracy(pairs),
         "length_rule_accuracy": length_rule_accuracy(pairs),
@@ -89,7 +84,7 @@ async def train_reward_model(context: Context) -> dict[str, Any]:
 
 def own_reward_model(context: Context) -> str:
     """The checkpoint of the run's own reward model; empty where no source of rewards asks for one."""
-    return str(context.results("reward_model")["model"]) if context.config.rewards.uses_own_model else ""
+    return str(context.results("reward_model")["model"]) if context.config.trains_reward_model else ""
 
 
 def _initial_weights(context: Context) -> str:
@@ -107,12 +102,11 @@ async def _scores(
     return await trainer.score(plan_rankings(rankings, **ranks_of(context.config)))
 
 
-async def _judge(
-    context: Context, trainer: Trainer, tokenized: Sequence[TokenizedRanking], rankings: Sequence[Ranking]
-) -> list[ScoredPair]:
-    scores = await _scores(context, trainer, tokenized)
-    lengths = {t.index: tuple(int(s.mask.sum()) for s in t.sequences) for t in tokenized}
-    return scored_pairs(rankings, scores, lengths)
+async def _judge(context: Context, trainer: Trainer, comparisons: Comparisons) -> list[ScoredPair]:
+    """What the model says of the held-out pairs."""
+    scores = await _scores(context, trainer, comparisons.heldout)
+    lengths = {t.index: tuple(int(s.mask.sum()) for s in t.sequences) for t in comparisons.heldout}
+    return scored_pairs(comparisons.heldout_rankings, scores, lengths)
 
 
 def _heldout_metrics(pairs: Sequence[ScoredPair]) -> dict[str, float]:

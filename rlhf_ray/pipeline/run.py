@@ -14,6 +14,7 @@ from rlhf_ray.pipeline.artefacts import Artefact, artefact_key, now
 from rlhf_ray.pipeline.comparison import compare
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.door import check_text
+from rlhf_ray.pipeline.dpo import train_dpo
 from rlhf_ray.pipeline.evaluation import evaluate
 from rlhf_ray.pipeline.lineage import changes, stage_settings
 from rlhf_ray.pipeline.model import make_model
@@ -48,26 +49,27 @@ STAGES = (
     Stage(
         "ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "rewards", "training", *SAMPLING, *SCORING), train_ppo
     ),
+    Stage("dpo", "DPO", ("model", "sft", "comparison"), ("dpo", "training", "reference.dtype"), train_dpo),
     Stage(
         "evaluation",
         "Evaluation",
-        ("model", "sft", "reward_model", "ppo"),
+        ("model", "sft", "reward_model", "ppo", "dpo"),
         ("evaluation", "rewards", *SAMPLING, *SCORING),
         evaluate,
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
-OF_THE_REWARD_MODEL = ("comparison", "reward_model")
 
 
 def chain(config: RunConfig) -> tuple[Stage, ...]:
-    """The run's stages. Where no source of rewards is the run's own reward model, none is trained."""
-    if config.rewards.uses_own_model:
-        return STAGES
+    """The run's stages: those of its methods, and a reward model only where one of them follows it."""
+    needed = {"model", "sft", "evaluation", *config.methods}
+    needed |= {"comparison"} if config.collects_comparisons else set()
+    needed |= {"reward_model"} if config.trains_reward_model else set()
     return tuple(
-        replace(stage, parents=tuple(name for name in stage.parents if name not in OF_THE_REWARD_MODEL))
+        replace(stage, parents=tuple(name for name in stage.parents if name in needed))
         for stage in STAGES
-        if stage.name not in OF_THE_REWARD_MODEL
+        if stage.name in needed
     )
 
 
@@ -131,12 +133,14 @@ def _up_to(until: str, config: RunConfig) -> tuple[Stage, ...]:
         raise ConfigError("stage", until, "is not a stage", f"choose one of {', '.join(NAMES)}")
     stages = chain(config)
     names = [stage.name for stage in stages]
+    if until in ("ppo", "dpo") and until not in names:
+        raise ConfigError("methods", tuple(config.methods), f"leaves {until} out", f"add {until}: methods=[{until}]")
     if until not in names:
         raise ConfigError(
             "rewards.sources",
             sorted(config.rewards.sources),
-            "are not the run's own reward model, so none is trained",
-            "add a source of kind=model without a path, or go on with `rlhf-ray ppo`",
+            f"and methods ({', '.join(config.methods)}) need no {until.replace('_', ' ')} of the run's own",
+            "leave rewards.sources out, or add a source of kind=model without a path",
         )
     return stages[: names.index(until) + 1]
 

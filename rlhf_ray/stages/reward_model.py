@@ -22,7 +22,7 @@ from rlhf_ray.engines.models import DTYPES, RewardModule, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.stages.work import RankingWork, TokenizedRanking
+from rlhf_ray.stages.work import RankingWork, TokenizedRanking, flat_pairs
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class RewardModelLearner:
 
     def _backward(self, rankings: Sequence[TokenizedRanking], num_rankings: int, metrics: MetricSums) -> None:
         scores = self._scores(rankings)
-        winners, losers, weights, gaps = _flat_pairs(rankings)
+        pairs = flat_pairs(rankings)
         loss = bradley_terry_loss(
-            chosen_scores=scores[winners],
-            rejected_scores=scores[losers],
-            margins=self.margin * torch.tensor(gaps, device=scores.device),
+            chosen_scores=scores[pairs.winners],
+            rejected_scores=scores[pairs.losers],
+            margins=self.margin * torch.tensor(pairs.gaps, device=scores.device),
             centering=self.centering,
-            weights=torch.tensor(weights, device=scores.device),
+            weights=torch.tensor(pairs.weights, device=scores.device),
         )
         self.reward_model.backward(loss.loss, num_rankings)
         metrics.add("reward_model/loss", float(loss.loss.detach()), float(loss.weight))
@@ -102,19 +102,3 @@ class RewardModelLearner:
         network = self.reward_model.module.model
         network.config.score_mean, network.config.score_std = score_mean, score_std
         self.reward_model.save_pretrained(Path(directory))
-
-
-def _flat_pairs(rankings: Sequence[TokenizedRanking]) -> tuple[list[int], list[int], list[float], list[float]]:
-    """Winners, losers, weights and gaps of all pairs; rows count through the flat batch.
-
-    A ranking weighs the same however many pairs it has.
-    """
-    winners, losers, weights, gaps, offset = [], [], [], [], 0
-    for ranking in rankings:
-        for (winner, loser), gap in zip(ranking.pairs, ranking.gaps, strict=True):
-            winners.append(offset + winner)
-            losers.append(offset + loser)
-            weights.append(1.0 / len(ranking.pairs))
-            gaps.append(gap)
-        offset += len(ranking.sequences)
-    return winners, losers, weights, gaps

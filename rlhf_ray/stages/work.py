@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.data.batching import plan_minibatches
-from rlhf_ray.data.collate import TokenSequence
+from rlhf_ray.data.collate import TokenSequence, response_sequence
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class TokenizedRanking:
     pairs: tuple[tuple[int, int], ...]  # (winner, loser)
     gaps: tuple[float, ...]  # ranks between winner and loser, one a pair
 
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Of every response, how many it beats minus how many beat it. Above 0 it is desirable (KTO), below 0 not."""
+        return tuple(
+            sum((row == winner) - (row == loser) for winner, loser in self.pairs) for row in range(len(self.sequences))
+        )
+
 
 @dataclass(frozen=True)
 class RankingWork:
@@ -59,3 +66,65 @@ def plan_rankings(rankings: Sequence[TokenizedRanking], *, num_ranks: int, max_t
         RankingWork(tuple(tuple(rankings[i] for i in rows) for rows in rank.micro_batches), len(rankings))
         for rank in plan.minibatches[0].ranks
     )
+
+
+@dataclass(frozen=True)
+class FlatPairs:
+    """The pairs of several rankings: rows count through all of their sequences. A ranking's pairs weigh 1 together."""
+
+    winners: list[int]
+    losers: list[int]
+    weights: list[float]
+    gaps: list[float]
+
+
+def flat_pairs(rankings: Sequence[TokenizedRanking]) -> FlatPairs:
+    """All pairs of ``rankings``."""
+    found, offset = FlatPairs([], [], [], []), 0
+    for ranking in rankings:
+        for (winner, loser), gap in zip(ranking.pairs, ranking.gaps, strict=True):
+            found.winners.append(offset + winner)
+            found.losers.append(offset + loser)
+            found.weights.append(1.0 / len(ranking.pairs))
+            found.gaps.append(gap)
+        offset += len(ranking.sequences)
+    return found
+
+
+# --------------------------------------------------------------------------------------------- rankings and a reference
+@dataclass(frozen=True)
+class ReferencedRanking:
+    """A ranking and what the frozen reference says of its responses; for KTO also of a response to another prompt."""
+
+    ranking: TokenizedRanking
+    reference_logprobs: tuple[float, ...]  # of each response, summed over its tokens; none where a loss needs none
+    mismatched: tuple[TokenSequence, ...] = ()  # this prompt with a response to another one: one for KTO, else none
+    mismatched_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreferenceWork:
+    """One rank's share of a batch of rankings. ``weight`` divides the loss: rankings, or for KTO labelled responses."""
+
+    micro_batches: tuple[tuple[ReferencedRanking, ...], ...]
+    num_rankings: int
+    weight: float
+
+
+def plan_preferences(
+    items: Sequence[ReferencedRanking], *, single_responses: bool, num_ranks: int, max_tokens: int
+) -> tuple[PreferenceWork, ...]:
+    """Split one batch over ranks, as :func:`plan_rankings` does. ``single_responses``: the loss is over responses."""
+    by_index = {item.ranking.index: item for item in items}
+    labelled = sum(ahead != 0 for item in items for ahead in item.ranking.ahead)
+    weight = float(labelled if single_responses else len(items))
+    return tuple(
+        PreferenceWork(tuple(tuple(by_index[r.index] for r in rows) for rows in work.micro_batches), len(items), weight)
+        for work in plan_rankings([item.ranking for item in items], num_ranks=num_ranks, max_tokens=max_tokens)
+    )
+
+
+def mismatch(ranking: TokenizedRanking, other: TokenizedRanking) -> TokenSequence:
+    """The prompt of one ranking with the first response of another."""
+    prompt, answer = ranking.sequences[0], other.sequences[0]
+    return response_sequence(prompt.token_ids[~prompt.mask], answer.token_ids[answer.mask])

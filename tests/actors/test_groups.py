@@ -249,7 +249,7 @@ def source_of(*servers: Any, name: str = "reward source a") -> RewardSourceGroup
 
 async def test_replicas_take_turns() -> None:
     handles = [FakeHandle(Server(number)) for number in range(3)]
-    rewards, references = RewardSourceGroup("a", handles, timeout_s=5), ReferenceGroup(handles)
+    rewards, references = RewardSourceGroup("a", handles, timeout_s=5), ReferenceGroup(handles, timeout_s=5)
     shard = RolloutShard((summary(0),), "block")
     scores = [(await rewards.grade(shard))[0].score for _ in range(6)]
     assert {*scores[:3]} == {*scores[3:]} == {0.0, 1.0, 2.0}

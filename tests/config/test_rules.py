@@ -19,6 +19,10 @@ POSITIVE = (
     "comparison.num_heldout_prompts",
     "reward_model.batch_size",
     "reward_model.eval_every",
+    "dpo.beta",
+    "dpo.num_epochs",
+    "dpo.batch_size",
+    "dpo.eval_every",
     "ppo.num_steps",
     "ppo.rollouts_per_step",
     "ppo.responses_per_prompt",
@@ -69,6 +73,9 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "sft.optimizer.weight_decay",
+    "dpo.simpo_margin",
+    "dpo.desirable_weight",
+    "dpo.undesirable_weight",
     "reward_model.margin",
     "reward_model.centering",
     "ppo.vf_coef",
@@ -90,6 +97,16 @@ NOT_NEGATIVE = (
 )
 FUNCTION = ["rewards.sources.a.kind=function", "rewards.sources.a.function=exact_answer"]
 OTHER_RULES = (
+    (["methods=[]"], r"^methods \(\(\)\) must name one or more methods, each once; use \[ppo\]"),
+    (["methods=[ppo,ppo]"], r"^methods .* each once"),
+    (
+        ["methods=[dpo]", "rewards.sources.a.weight=1"],
+        r"^rewards\.sources \(\['a'\]\) ask for the run's own reward model, which is trained for PPO alone; add ppo",
+    ),
+    (["dpo.label_smoothing=0.5"], r"^dpo\.label_smoothing \(0\.5\) must lie between 0 and 0\.49"),
+    (["dpo.loss=ipo", "dpo.label_smoothing=0.1"], r"^dpo\.label_smoothing \(0\.1\) has no place in dpo\.loss=ipo"),
+    (["dpo.loss=robust"], r"^dpo\.label_smoothing \(0\.0\) must be above 0 with dpo\.loss=robust"),
+    (["dpo.loss=kto", "dpo.likelihood_coef=1"], r"^dpo\.likelihood_coef \(1\.0\) has no place in dpo\.loss=kto"),
     (["seed=-1"], r"^seed \(-1\) must lie between 0 and 2\*\*31 - 1; choose"),
     (["sft.num_epochs=-1"], r"^sft\.num_epochs \(-1\.0\) must lie between 0 and 1e\+06"),
     (["reward_model.num_epochs=-1"], r"^reward_model\.num_epochs \(-1\.0\) must lie between"),

@@ -19,7 +19,7 @@ def made_up_report(*, num_prompts: int = 100, has_gold: bool = True, num_steps: 
         command="rlhf-ray run configs/laptop.yaml seed=7",
         seed=7,
         sft=sft,
-        ppo=ppo,
+        aligned=ppo,
         sft_curve=_sft_curve(),
         reward_model_curve=_reward_model_curve(),
         ppo_curve=_ppo_curve(num_steps, has_gold),

@@ -106,7 +106,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
         title=HOSTILE,
         config_yaml=HOSTILE,
         sft=(hostile(data.sft[0]), *data.sft[1:]),
-        ppo=(hostile(data.ppo[0]), *data.ppo[1:]),
+        aligned=(hostile(data.aligned[0]), *data.aligned[1:]),
     )
     page = page_of(data, tmp_path)
     assert "script" not in page.tags
@@ -128,7 +128,7 @@ def test_a_task_without_gold_has_a_report_of_what_it_does_grade(tmp_path: Path) 
 
 def test_a_run_with_nothing_but_responses_has_a_report(tmp_path: Path) -> None:
     made_up = made_up_report(num_prompts=1)
-    data = ReportData("t", "d", "c", 0, made_up.sft, made_up.ppo)
+    data = ReportData("t", "d", "c", 0, made_up.sft, made_up.aligned)
     assert {"table-summary", "table-kinds", "table-versions"} <= page_of(data, tmp_path).ids
 
 
@@ -138,7 +138,7 @@ def test_a_grade_of_some_prompts_only_does_not_stop_the_report(tmp_path: Path) -
     def without_gold(response: GradedResponse) -> GradedResponse:
         return replace(response, grades={"refused": 0.0}) if response.kind == "open" else response
 
-    data = replace(data, sft=tuple(map(without_gold, data.sft)), ppo=tuple(map(without_gold, data.ppo)))
+    data = replace(data, sft=tuple(map(without_gold, data.sft)), aligned=tuple(map(without_gold, data.aligned)))
     rows = {row[0].text: row for row in kinds_table(data).rows}
     assert rows["open"][2].text == "n/a"
     assert "→" in rows["fact"][2].text
@@ -158,7 +158,7 @@ def shifted(gold: float, score: float) -> ReportData:
         replace(r, grades={"gold": r.grades["gold"] + gold}, score=r.score + score, response_text="a b")
         for r in data.sft
     )
-    return replace(data, sft=tuple(replace(r, grades={"gold": r.grades["gold"]}) for r in data.sft), ppo=ppo)
+    return replace(data, sft=tuple(replace(r, grades={"gold": r.grades["gold"]}) for r in data.sft), aligned=ppo)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_samples_take_kinds_in_turn_and_are_not_picked() -> None:
     assert {kind: len(pairs) for kind, pairs in shown.items()} == {
         "fact": 2, "false_premise": 2, "harmful": 1, "open": 1, "sounds_harmful": 1,
     }  # fmt: skip
-    assert shown["fact"][0].ppo == data.ppo[0].response_text
+    assert shown["fact"][0].aligned == data.aligned[0].response_text
     assert shown["fact"][0].sft == data.sft[0].response_text
 
 

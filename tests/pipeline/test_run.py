@@ -15,7 +15,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline import run as run_module
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.pipeline.run import NAMES, STAGES, RunStage, load_finished, run_stages, take_up
+from rlhf_ray.pipeline.run import STAGES, RunStage, load_finished, run_stages, take_up
 from tests.pipeline.fakes import FakeTask, make_context
 
 
@@ -65,13 +65,14 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
     return Chain(tmp_path / "run", monkeypatch)
 
 
+WITH_PPO = ["model", "sft", "comparison", "reward_model", "ppo", "evaluation"]
 ALL = ["model", "check", "sft", "comparison", "reward_model", "ppo", "evaluation"]
 FROM_SFT = ["check", *ALL[2:]]
 
 
 async def test_stages_run_in_order_and_text_is_checked_once_the_tokenizer_is_there(chain: Chain) -> None:
     assert await chain.run() == ALL
-    assert tuple(chain.context.finished) == NAMES
+    assert list(chain.context.finished) == WITH_PPO
 
 
 async def test_an_unchanged_run_does_nothing_again(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,14 +104,28 @@ async def test_no_reward_model_is_trained_where_no_source_of_rewards_is_the_run_
 
 
 async def test_a_reward_model_that_nobody_would_ask_is_not_trained_by_its_command_either(chain: Chain) -> None:
-    with pytest.raises(ConfigError, match=r"rewards\.sources \(\['short'\]\) are not the run's own reward model"):
+    with pytest.raises(ConfigError, match=r"rewards\.sources \(\['short'\]\) and methods \(ppo\) need no reward model"):
         await chain.run(*NO_OWN_MODEL, until="reward_model")
     assert chain.ran == []
 
 
-async def test_a_stage_that_does_not_exist_is_refused_before_anything_runs(chain: Chain) -> None:
-    with pytest.raises(ConfigError, match=r"stage \('dpo'\) is not a stage; choose one of model, sft"):
+async def test_dpo_needs_comparisons_and_no_reward_model(chain: Chain) -> None:
+    assert await chain.run("methods=[dpo]") == ["model", "check", "sft", "comparison", "dpo", "evaluation"]
+    assert chain.context.finished["evaluation"].parents.keys() == {"model", "sft", "dpo"}
+    both = await chain.run("methods=[ppo,dpo]")
+    assert both == ["check", "reward_model", "ppo", "evaluation"]
+    assert chain.context.finished["evaluation"].parents.keys() == {"model", "sft", "reward_model", "ppo", "dpo"}
+
+
+async def test_a_method_that_the_run_leaves_out_is_not_started_by_its_command(chain: Chain) -> None:
+    with pytest.raises(ConfigError, match=r"methods \(\('ppo',\)\) leaves dpo out; add dpo: methods=\[dpo\]"):
         await chain.run(until="dpo")
+    assert chain.ran == []
+
+
+async def test_a_stage_that_does_not_exist_is_refused_before_anything_runs(chain: Chain) -> None:
+    with pytest.raises(ConfigError, match=r"stage \('raft'\) is not a stage; choose one of model, sft"):
+        await chain.run(until="raft")
     assert chain.ran == []
 
 
@@ -239,7 +254,7 @@ async def test_finished_stages_are_taken_up_without_running(chain: Chain) -> Non
     chain.ran.clear()
     context = make_context(chain.root, config_of(), chain.task)
     load_finished(context, "evaluation")
-    assert tuple(context.finished) == NAMES
+    assert list(context.finished) == WITH_PPO
     assert chain.ran == []
 
 
@@ -255,7 +270,7 @@ async def test_stages_are_taken_up_as_they_were_left_and_tell_what_has_changed(c
     await chain.run(until="ppo")
     context = make_context(chain.root, config_of(), chain.task)
     assert take_up(context, "ppo") == []
-    assert tuple(context.finished) == NAMES[:5]
+    assert list(context.finished) == WITH_PPO[:5]
     assert take_up(make_context(chain.root, config_of("ppo.kl.coef=0.9"), chain.task), "ppo") == [
         "ppo: ppo.kl.coef: 0.05 -> 0.9"
     ]
