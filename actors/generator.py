@@ -32,6 +32,9 @@ class GeneratorActor:
         result: list[float] = await self._engine.prompt_logprobs(token_ids)
         return result
 
+    async def load(self, model_path: str) -> None:
+        await self._engine.load(model_path)
+
     async def init_weight_sync(self, init_info: Mapping[str, Any]) -> None:
         await self._engine.init_weight_sync(init_info)
 

@@ -193,6 +193,11 @@ class GeneratorGroup:
             for task in running:
                 task.cancel()
 
+    async def load(self, model_path: str) -> None:
+        """Let every engine serve another checkpoint of the same architecture."""
+        loading = [engine.load.remote(model_path) for engine in self.engines]
+        await answers(loading, who="generator", verb="load", timeout_s=self._timeout_s)
+
     def _engine_for(self, size: int, load: Sequence[int]) -> int | None:
         """The engine with the least to do, if ``size`` more fit there; an idle one takes a shard of any size."""
         engine = min(range(len(load)), key=lambda i: (load[i], i))

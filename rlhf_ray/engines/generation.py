@@ -270,6 +270,19 @@ class GenerationEngine:
         self._policy_version, self._incoming_version = version, None
         return receipt
 
+    async def load(self, model_path: str) -> None:
+        """Serve another checkpoint of the same architecture from now on: seconds less than a new engine.
+
+        The policy version stays what it is: it counts syncs. Raises ConfigError for a directory without weights in
+        safetensors, WeightSyncError where they are not those of this model; the engine must then be restarted.
+        """
+        require_checkpoint(model_path)
+        version = self._policy_version
+        await self.begin_weight_sync(version)
+        with self._failing_the_engine("load"):
+            await self._llm.collective_rpc("load_checkpoint", args=(model_path,))
+        await self.finish_weight_sync(version)
+
     def _require_sync_under_way(self, verb: str) -> None:
         self._require_usable()
         if self._incoming_version is None:

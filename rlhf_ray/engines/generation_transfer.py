@@ -13,11 +13,13 @@ A receiver does three things that the engine does not:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
@@ -46,6 +48,10 @@ class TransferExtension:
     def weight_sync_digest(self, version: int) -> str:
         """Digest of everything that the last sync brought to this worker."""
         return str(self.weight_transfer_engine.digest(version))
+
+    def load_checkpoint(self, model_path: str) -> None:
+        """Take the weights of a directory in place of a trainer's, inside a sync."""
+        self.weight_transfer_engine.load_checkpoint(model_path)
 
 
 # ------------------------------------------------------------------------------------------------------ after the load
@@ -91,6 +97,14 @@ def _is_tied(model: torch.nn.Module, head: ParallelLMHead) -> bool:
     )
 
 
+def checkpoint_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the directory's safetensors files, by its name."""
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 -- the file is no mapping
+                yield name, file.get_tensor(name)
+
+
 # ----------------------------------------------------------------------------------------------------------- receivers
 class BucketReceiver(WeightTransferEngine, ABC):
     """Loads verified buckets. How a bucket's bytes come to the worker is each transport's ``fetch``.
@@ -127,6 +141,13 @@ class BucketReceiver(WeightTransferEngine, ABC):
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
         self.digests.append(found)
+
+    def load_checkpoint(self, model_path: str) -> None:
+        """Load every tensor of a checkpoint, file after file."""
+        with disable_mtp_completeness_check():
+            self.model.load_weights(checkpoint_tensors(Path(model_path)))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
         require_complete_layers(self.model)

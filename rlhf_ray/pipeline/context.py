@@ -46,6 +46,14 @@ class PpoTrainerRanks(PpoTrainer, Protocol):
     ) -> tuple[Findings, ...]: ...
 
 
+class GeneratorFleet(Generator, Protocol):
+    """The engines, which may be given another model without being started again."""
+
+    async def load(self, model_path: str) -> None:
+        """Serve another checkpoint of the same architecture from now on."""
+        ...
+
+
 class ReferenceServers(Reference, Protocol):
     """The frozen reference as servers of its own, which also tell how likely whole responses are."""
 
@@ -61,7 +69,7 @@ class Scope(Protocol):
         self, spec: Any, *, demonstrations: Callable[[int], Sequence[Sequence[SequenceWork]]]
     ) -> PpoTrainerRanks: ...
 
-    async def generators(self, model_path: str) -> Generator: ...
+    async def generators(self, model_path: str) -> GeneratorFleet: ...
 
     async def reference(self, model_path: str) -> Reference: ...
 

@@ -46,23 +46,22 @@ async def evaluate(context: Context) -> dict[str, Any]:
 async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[str, list[GradedResponse]]:
     """Sample, score and grade each model (name -> checkpoint) on the held-out prompts; KL is against the SFT model.
 
-    The score is what PPO follows: every source of rewards by its weight. The frozen servers start once; the generators
-    of one model end before those of the next begin.
+    The score is what PPO follows: every source of rewards by its weight. Generators and frozen servers start once.
     """
     config = context.config.evaluation
     heldout = HeldOut.of(context, config.num_prompts, config.max_response_tokens, config.temperature)
     graded = {}
-    async with context.fleet.scope() as servers:
-        starting = asyncio.gather(
-            servers.reference_servers(str(policy_path(context)), config.temperature),
-            start_rewards(context, servers),
+    async with context.fleet.scope() as scope:
+        generator, reference, reward_model = await asyncio.gather(
+            scope.generators(next(iter(models.values()))),
+            scope.reference_servers(str(policy_path(context)), config.temperature),
+            start_rewards(context, scope),
         )
-        for name, path in models.items():
-            async with context.fleet.scope() as scope:
-                generator = await scope.generators(path)
-                reference, reward_model = await starting
-                with progress(f"Evaluating {name.upper()}", len(heldout.requests), "response") as bar:
-                    graded[name] = await heldout.answers(scope, generator, reference, reward_model, bar)
+        for number, (name, path) in enumerate(models.items()):
+            if number:
+                await generator.load(path)
+            with progress(f"Evaluating {name.upper()}", len(heldout.requests), "response") as bar:
+                graded[name] = await heldout.answers(scope, generator, reference, reward_model, bar)
     return graded
 
 

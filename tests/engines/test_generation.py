@@ -7,6 +7,7 @@ the engine must have are those of ``Served.model``.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -196,6 +197,36 @@ def test_two_engines_sample_what_one_does_whatever_stands_beside_their_weights(s
         np.testing.assert_allclose(by_two[name].rollout_logprobs, rollout.rollout_logprobs, atol=1e-5)
     by_second = np.concatenate([by_two[request.rollout_id].response_ids for request in requests[1::2]])
     assert np.isin(by_second, habits["eos_token_id"]).any()  # and they ended nothing
+
+
+@pytest.mark.integration
+def test_another_checkpoint_is_served_as_an_engine_that_started_with_it_would(served: Served, tmp_path: Path) -> None:
+    settings, requests = SamplingSettings(max_tokens=24), requests_of([4, 300, 60], first_seed=40)
+    before, version = served.generate(requests, settings), served.engine.policy_version
+    mine = copy.deepcopy(served.model.state_dict())
+    change_weights(served.model)
+    served.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    served.runner.run(served.engine.load(str(tmp_path)))
+    after = served.generate(requests, settings)
+    assert served.engine.policy_version == version
+    for rollout in after.values():
+        np.testing.assert_allclose(rollout.rollout_logprobs, expected_logprobs(served.model, rollout), atol=1e-3)
+    assert any((before[name].response_ids != after[name].response_ids).any() for name in before)
+    served.model.load_state_dict(mine)
+    served.model.save_pretrained(tmp_path / "first")
+    served.runner.run(served.engine.load(str(tmp_path / "first")))
+    again = served.generate(requests, settings)
+    for name, rollout in before.items():
+        np.testing.assert_array_equal(again[name].response_ids, rollout.response_ids)
+        np.testing.assert_array_equal(again[name].rollout_logprobs, rollout.rollout_logprobs)
+
+
+@pytest.mark.integration
+def test_a_directory_without_weights_is_refused_and_the_engine_goes_on(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be a directory with config\.json and weights in safetensors"):
+        served.runner.run(served.engine.load(str(tmp_path)))
+    assert len(served.generate(requests_of([5]), SamplingSettings(max_tokens=3))) == 1
 
 
 @pytest.mark.integration
