@@ -167,6 +167,8 @@ def _lessons(case: PpoCase, policy: PreTrainedModel, critic: PreTrainedModel | N
         correction = _correction(config.correction, old, torch.from_numpy(rollout.rollout_logprobs))
         found.append(Lesson(old, ref, reference, correction, values, empty, empty))
     totals = [_token_rewards(case, policy, i, lesson, score) for (i, lesson), score in _scored(case, found)]
+    if config.reward.whiten_rewards:  # lm-human-preferences: the mean says whether the policy does well, and stays
+        totals = _over_deviation(totals)
     advantages = _advantages(case, totals, [lesson.values.tolist() for lesson in found])
     by_default = config.advantages in ("gae", "reinforce_pp", "reinforce_pp_baseline")  # their authors whiten
     if by_default if config.whiten_advantages is None else config.whiten_advantages:
@@ -262,6 +264,12 @@ def _against_group(name: str, i: int, group: list[int], totals: list[float], len
         return totals[i] - statistics.fmean(others)
     assert name == "opo"  # Hao et al. 2025
     return totals[i] - sum(lengths[j] * totals[j] for j in group) / sum(lengths[j] for j in group)
+
+
+def _over_deviation(rewards: list[list[float]]) -> list[list[float]]:
+    everything = [reward for own in rewards for reward in own]
+    mean, deviation = statistics.fmean(everything), statistics.stdev(everything)
+    return [[(reward - mean) / deviation + mean for reward in own] for own in rewards]
 
 
 def _whitened(advantages: list[tuple[list[float], list[float]]]) -> list[list[float]]:

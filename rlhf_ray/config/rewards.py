@@ -33,6 +33,7 @@ class RewardSourceConfig:
     function: str = ""
     url: str = ""
     token_env: str = ""  # the environment variable with a service's bearer token; a token itself is never a setting
+    send_tokens: bool = False  # whether a service is told the responses' tokens too, for step rewards by token
     timeout_s: float = 30.0  # of one call
     max_retries: int = 3  # of a request to a service
     batch_size: int = 64  # responses in one call
@@ -94,6 +95,13 @@ def _check(source: RewardSourceConfig, place: str) -> None:
         value=source.weight,
         rule="must be a finite number other than 0",
         remedy="leave the source out to not use it; below 0 it is a penalty",
+    )
+    require(
+        source.kind == "http" or not source.send_tokens,
+        field=f"{place}.send_tokens",
+        value=source.send_tokens,
+        rule=f"belongs to kind=http, and {place}.kind is {source.kind}",
+        remedy="leave it out; a function is given tokens where it has a parameter `tokens`",
     )
     for name, value, least in (
         ("timeout_s", source.timeout_s, 1e-3),

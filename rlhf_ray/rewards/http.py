@@ -1,6 +1,7 @@
 """A service that scores: responses go out as JSON and scores come back, with retries that stay polite.
 
-POST {"prompts": ["..."], "responses": ["..."], "facts": [{...}]}, and "arguments" where the source has some
+POST {"prompts": ["..."], "responses": ["..."], "facts": [{...}]}, with "arguments" where the source has some and
+"tokens": [["..."]], each response's one by one, where it wants them
 answers {"scores": [0.5, null]}, optionally with "step_rewards": [[[3, 0.1]], []]; null is no score
 """
 
@@ -50,8 +51,6 @@ class Answer:
 class HttpReward:
     """Asks the service at ``url``; ``timeout_s`` bounds one request as a whole, ``token`` is sent as a bearer's."""
 
-    wants_tokens = False
-
     def __init__(
         self,
         url: str,
@@ -61,8 +60,10 @@ class HttpReward:
         max_retries: int,
         seed: int,
         token: str = "",
+        wants_tokens: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.wants_tokens = wants_tokens
         self._url = url
         self._arguments = dict(arguments)
         self._timeout_s = timeout_s
@@ -106,6 +107,8 @@ class HttpReward:
             "responses": [text.response for text in texts],
             "facts": [dict(text.prompt.facts) for text in texts],
         }
+        if self.wants_tokens:
+            body["tokens"] = [list(text.tokens) for text in texts]
         if self._arguments:
             body["arguments"] = self._arguments
         answer = self._post(json.dumps(body).encode())

@@ -21,6 +21,7 @@ def open_source(source: RewardSourceConfig, *, seed: int) -> TextReward:
     return HttpReward(
         source.url,
         token=service_token(source),
+        wants_tokens=source.send_tokens,
         arguments=source.arguments,
         timeout_s=source.timeout_s,
         max_retries=source.max_retries,

@@ -107,6 +107,10 @@ OTHER_RULES = (
     (["dpo.loss=ipo", "dpo.label_smoothing=0.1"], r"^dpo\.label_smoothing \(0\.1\) has no place in dpo\.loss=ipo"),
     (["dpo.loss=robust"], r"^dpo\.label_smoothing \(0\.0\) must be above 0 with dpo\.loss=robust"),
     (["dpo.loss=kto", "dpo.likelihood_coef=1"], r"^dpo\.likelihood_coef \(1\.0\) has no place in dpo\.loss=kto"),
+    (
+        ["rewards.sources.a.send_tokens=true"],
+        r"^rewards\.sources\.a\.send_tokens \(True\) belongs to kind=http, and .*kind is model; leave it out",
+    ),
     (["seed=-1"], r"^seed \(-1\) must lie between 0 and 2\*\*31 - 1; choose"),
     (["sft.num_epochs=-1"], r"^sft\.num_epochs \(-1\.0\) must lie between 0 and 1e\+06"),
     (["reward_model.num_epochs=-1"], r"^reward_model\.num_epochs \(-1\.0\) must lie between"),

@@ -219,6 +219,17 @@ def test_a_service_that_cannot_be_used_is_refused(service: Service, reply: Reply
         require_service(service.url, arguments={}, timeout_s=0.3)
 
 
+def test_tokens_are_sent_to_a_service_that_wants_them(service: Service) -> None:
+    texts = [replace(TEXTS[0], tokens=("y", "es", "")), replace(TEXTS[1], tokens=("no", ""))]
+    source = RewardSourceConfig(kind="http", url=service.url)
+    for wanted in (True, False):
+        with closing(open_source(replace(source, send_tokens=wanted), seed=0)) as reward:
+            assert reward.wants_tokens == wanted
+            reward.grade(texts)
+    assert service.asked[0]["tokens"] == [["y", "es", ""], ["no", ""]]
+    assert "tokens" not in service.asked[1]
+
+
 # ------------------------------------------------------------------------------------------------------ who may ask
 def test_the_token_that_the_environment_holds_is_sent_as_a_bearer_s(
     service: Service, monkeypatch: pytest.MonkeyPatch

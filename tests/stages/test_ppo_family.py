@@ -70,6 +70,8 @@ MEMBERS = {
     "gae, tight value clip": Member({"value_clip": 0.02}),
     "gae, entropy bonus": Member({"entropy_coef": 0.1}),
     "gae, step rewards": Member({}, {"step_rewards": STEP_REWARDS}),
+    "gae, whitened rewards": Member({"reward": PpoRewardConfig(whiten_rewards=True)}),
+    "rloo, whitened rewards": Member({"advantages": "rloo", "reward": PpoRewardConfig(whiten_rewards=True)}),
     "gae, not whitened": Member({"whiten_advantages": False}),
     "grpo": Member(grpo()),
     "grpo, sequence_mean, k3 in the loss": Member(
