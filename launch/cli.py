@@ -129,6 +129,69 @@ def replay(
     _guard(run)
 
 
+# ------------------------------------------------------------------------------------------------------------- feedback
+feedback = typer.Typer(no_args_is_help=True, help="People's and judges' comparisons: the preference store.")
+app.add_typer(feedback, name="feedback")
+Store = Annotated[str, typer.Argument(metavar="STORE", help="An SQLite file, or a database's url.")]
+
+
+@feedback.command("import")
+def feedback_import(
+    store: Store, source: Annotated[str, typer.Argument(metavar="FILE", help="A file, or hub:owner/name.")]
+) -> None:
+    """Add the judgements of a file to a store, which is made where there is none."""
+
+    def run() -> None:
+        from rlhf_ray.data.sources import check_source
+        from rlhf_ray.feedback.exchange import import_file
+        from rlhf_ray.feedback.store import open_store
+
+        check_source(source, field="FILE")
+        with open_store(store, create=True) as opened:
+            done = import_file(opened, source)
+        left_out = "".join(f", {count} {reason.replace('_', ' ')}" for reason, count in done.dropped.items())
+        print(f"{done.items} items, {done.judgements} new judgements{left_out}: {store}")
+
+    _guard(run)
+
+
+@feedback.command("export")
+def feedback_export(
+    store: Store,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="To write: .jsonl, .jsonl.gz or .parquet.")],
+    shape: Annotated[
+        str, typer.Option(help="store, rankings, pairs, conversational, kto, hh_rlhf, ultrafeedback.")
+    ] = "store",
+) -> None:
+    """Write a store's content in one of the field's shapes; `store` loses nothing."""
+
+    def run() -> None:
+        from rlhf_ray.feedback.exchange import SHAPES, export
+        from rlhf_ray.feedback.store import open_store
+
+        if shape not in SHAPES:
+            raise ConfigError("--shape", shape, "is no shape", f"choose one of {', '.join(SHAPES)}")
+        with open_store(store) as opened:
+            print(f"{export(opened, file, shape)} records: {file}")
+
+    _guard(run)
+
+
+@feedback.command("stats")
+def feedback_stats(store: Store) -> None:
+    """Print how many judgements a store has, by annotator, and whether annotators agree."""
+
+    def run() -> None:
+        from rlhf_ray.feedback.report import report
+        from rlhf_ray.feedback.store import open_store
+
+        with open_store(store) as opened:
+            for line in report(opened):
+                print(line)
+
+    _guard(run)
+
+
 @app.command()
 def submit(
     config: Config,

@@ -27,10 +27,40 @@ PATHS = sorted(set(re.findall(r"`((?:configs|benchmarks|launch|docs|tests|rlhf_r
 
 def test_the_readme_has_commands_for_every_stage() -> None:
     named = {shlex.split(command)[1] for command in COMMANDS}
-    assert named == {"pipeline", "sft", "reward", "ppo", "dpo", "evaluate", "report", "generate", "replay", "submit"}
+    assert named == {
+        "pipeline",
+        "sft",
+        "reward",
+        "ppo",
+        "dpo",
+        "evaluate",
+        "report",
+        "generate",
+        "replay",
+        "submit",
+        "feedback",
+    }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_the_feedback_commands_of_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "annotator": "ann"}\n')
+    said = []
+    for command in (each for each in README.splitlines() if each.startswith("    rlhf-ray feedback")):
+        outcome = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert outcome.exit_code == 0, outcome.output
+        said += outcome.output.splitlines()
+    assert said == [
+        "1 items, 1 new judgements: labels.db",
+        "1 items, 1 judgements that count, 1 ever made",
+        "verdicts: 1 ranked, 0 all bad, 0 skipped, 0 flagged",
+        "ann (unknown): 1 judgements",
+        "agreement: no pair was judged by two annotators",
+        "1 records: labels.parquet",
+    ]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " feedback " not in command])
 def test_every_command_of_the_readme_is_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

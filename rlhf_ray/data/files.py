@@ -27,6 +27,8 @@ REPEATED_PROMPT = "repeated_prompt"
 class FilesConfig:
     """Sources by kind: a file (.jsonl, .json, .parquet) or ``hub:owner/name[/subset][:split]``.
 
+    Preferences may be ``store:PATH``, a preference store.
+
     A kind with a held-out source is held out by it; of any other, ``heldout_fraction`` is held out by a hash of the
     prompt. rlhf_ray/data/formats.py says what a record looks like.
     """

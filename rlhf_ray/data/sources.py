@@ -14,17 +14,24 @@ from rlhf_ray.errors import ConfigError, DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
+STORE = "store:"
 _GAP = re.compile(r"[ \t\r\n,]*")
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<subset>[\w.-]+))?(?::(?P<split>.+))?")
 
 
 def check_source(source: str, *, field: str) -> None:
     """Raise ConfigError, naming ``field``, for a file that is missing or of an unknown kind; nothing is read."""
-    if source.startswith("hub:"):
+    if source.startswith(STORE):
+        from rlhf_ray.feedback.store import require_store
+
+        require_store(source.removeprefix(STORE), field=field)
+    elif source.startswith("hub:"):
         if _HUB.fullmatch(source) is None:
             raise ConfigError(field, source, "is no hub dataset", "write hub:owner/name[/subset][:split]")
     elif not source.endswith(SUFFIXES):
-        raise ConfigError(field, source, f"must end in one of {', '.join(SUFFIXES)}", "or be hub:owner/name")
+        raise ConfigError(
+            field, source, f"must end in one of {', '.join(SUFFIXES)}", "or be hub:owner/name, store:PATH"
+        )
     else:
         require_file(Path(source), field=field, remedy="check the path")
 
@@ -32,11 +39,13 @@ def check_source(source: str, *, field: str) -> None:
 def read_source(source: str) -> Iterator[Record]:
     """Yield the records of a file or of ``hub:owner/name[/subset][:split]`` (split ``train`` unless said), in order.
 
-    The network is used for ``hub:`` only. DataError names file and 1-based line (row for Parquet and hub) of what is
-    malformed.
+    ``store:PATH`` yields the rankings of a preference store that count. The network is used for ``hub:`` only.
+    DataError names file and 1-based line (row for Parquet and hub) of what is malformed.
     """
     if source.startswith("hub:"):
         return _hub(source)
+    if source.startswith(STORE):
+        return _store(source)
     path = Path(source)
     if source.endswith(".parquet"):
         return _parquet(path)
@@ -97,6 +106,14 @@ def _hub(source: str) -> Iterator[Record]:
     except Exception as error:  # the errors of the hub client have no common base
         raise DataError(f"{source}: the hub dataset cannot be loaded ({type(error).__name__}: {error})") from error
     yield from _rows(cast(Iterable[Mapping[str, object]], rows), source)
+
+
+def _store(source: str) -> Iterator[Record]:
+    from rlhf_ray.feedback.exchange import ranking_records
+    from rlhf_ray.feedback.store import open_store
+
+    with open_store(source.removeprefix(STORE)) as store:
+        yield from _rows(ranking_records(store), source)
 
 
 def _rows(rows: Iterable[Mapping[str, object]], name: str) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from launch.cli import app
 from rlhf_ray.config.load import load_config, to_yaml
 
-COMMANDS = ("pipeline", "sft", "reward", "ppo", "evaluate", "report", "generate", "submit")
+COMMANDS = ("pipeline", "sft", "reward", "ppo", "dpo", "evaluate", "report", "generate", "submit")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -171,3 +171,18 @@ def test_showing_a_configuration_loads_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.stdout == "0 []\n", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- feedback
+def test_a_store_or_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    store = tmp_path / "labels.db"
+    assert "is no file; check the path, or make it with" in error_of(run("feedback", "stats", store))
+    missing = error_of(run("feedback", "import", store, tmp_path / "no.jsonl"))
+    assert missing.startswith("error: FILE (")
+    assert "must be a file that exists" in missing
+    assert not store.exists()
+
+
+def test_a_shape_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    said = error_of(run("feedback", "export", tmp_path / "labels.db", tmp_path / "x.jsonl", "--shape", "csv"))
+    assert said.startswith("error: --shape ('csv') is no shape; choose one of store, rankings, pairs")

@@ -1,0 +1,1 @@
+"""What people and judges say of responses: kept, corrected, exchanged and measured."""
