@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.placement import Bundle, bundles, total
+from actors.placement import Bundle, bundles
 from rlhf_ray.config.run import RunConfig
 
 
@@ -84,6 +84,8 @@ def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
     if "ppo" in config.methods:
         wanted["ppo"] = (*train, *generate, *reference(config, device), *rewards(config, device))
     if "dpo" in config.methods:
-        wanted["dpo"] = max(train, reference_servers(config, device), key=total)  # one after the other
+        wanted["dpo"] = reference_servers(config, device)  # before its ranks, which are those of SFT
     scoring = rewards(config, device) if config.scores_responses else ()
+    if "raft" in config.methods:
+        wanted["raft"] = (*generate, *scoring)  # likewise
     return wanted | {"evaluation": (*generate, *reference_servers(config, device), *scoring)}

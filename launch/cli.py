@@ -59,6 +59,12 @@ def dpo(config: Config, overrides: Overrides = None, print_config: Print = False
 
 
 @app.command()
+def raft(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Fine-tune the policy on its own best responses by the rewards (`methods` must name raft)."""
+    _run(config, overrides, print_config, until="raft")
+
+
+@app.command()
 def evaluate(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
     """Compare the SFT model with what each method made of it on held-out prompts (after the stages before it)."""
     _run(config, overrides, print_config, until="evaluation")
@@ -81,7 +87,7 @@ def report(config: Config, overrides: Overrides = None, print_config: Print = Fa
 def generate(
     config: Config,
     overrides: Overrides = None,
-    model: Annotated[str, typer.Option(help="'sft', 'ppo', 'dpo' or a directory with a checkpoint.")] = "ppo",
+    model: Annotated[str, typer.Option(help="'sft', a method of the run, or a directory with a checkpoint.")] = "ppo",
     output: Annotated[Path | None, typer.Option(help="Where to write; default OUTPUT_DIR/generations.jsonl.")] = None,
     print_config: Print = False,
 ) -> None:

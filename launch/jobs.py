@@ -15,7 +15,7 @@ from actors.cluster import cluster, resolve_device
 from actors.fleet import Fleet
 from actors.placement import total
 from rlhf_ray.config.load import to_yaml
-from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.run import BEST_OF_N, RunConfig
 from rlhf_ray.data.jsonl import write_jsonl
 from rlhf_ray.data.tasks import build_task
 from rlhf_ray.errors import ConfigError
@@ -68,6 +68,8 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     load_finished(
         context, model if model in config.methods else "reward_model" if config.trains_reward_model else "sft"
     )
+    if model == BEST_OF_N:
+        raise ConfigError("--model", model, "is no model of its own", "give sft, another method or a checkpoint")
     if model == "sft" or model in config.methods:
         path = str(context.results(model)["policy"])
     else:

@@ -33,6 +33,7 @@ def test_the_readme_has_commands_for_every_stage() -> None:
         "reward",
         "ppo",
         "dpo",
+        "raft",
         "evaluate",
         "report",
         "generate",

@@ -1,10 +1,10 @@
-"""Evaluation of SFT and PPO models on held-out prompts."""
+"""Evaluation of the run's models on held-out prompts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.config.checks import require_not_negative, require_positive
+from rlhf_ray.config.checks import require_between, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class EvaluationConfig:
     num_prompts: int = 400
     temperature: float = 1.0
     max_response_tokens: int = 48
+    best_of: int = 8  # n of the method best_of_n
     num_shown: int = 12  # responses side by side in the report
 
     def __post_init__(self) -> None:
@@ -20,4 +21,5 @@ class EvaluationConfig:
             evaluation__temperature=self.temperature,
             evaluation__max_response_tokens=self.max_response_tokens,
         )
+        require_between(2, 1024, evaluation__best_of=self.best_of)
         require_not_negative(evaluation__num_shown=self.num_shown)

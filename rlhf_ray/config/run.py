@@ -15,13 +15,16 @@ from rlhf_ray.config.generation import GenerationConfig
 from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.raft import RaftConfig
 from rlhf_ray.config.reward_model import ComparisonConfig, RewardModelConfig
 from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.sft import SftConfig
 from rlhf_ray.config.training import TrainingConfig
 
-Method = Literal["ppo", "dpo"]
+Method = Literal["ppo", "dpo", "raft", "best_of_n"]
+BEST_OF_N: Method = "best_of_n"
+OF_REWARDS: tuple[Method, ...] = ("ppo", "raft", "best_of_n")  # they follow a reward
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on CPUs
 
 
@@ -51,6 +54,7 @@ class RunConfig:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
+    raft: RaftConfig = field(default_factory=RaftConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -66,7 +70,7 @@ class RunConfig:
             field="methods",
             value=tuple(self.methods),
             rule="must name one or more methods, each once",
-            remedy="use [ppo], [dpo] or [ppo, dpo]",
+            remedy="use for example [ppo], [dpo] or [ppo, dpo, raft, best_of_n]",
         )
         self._require_room("ppo.max_response_tokens", self.ppo.max_response_tokens)
         self._require_room("evaluation.max_response_tokens", self.evaluation.max_response_tokens)
@@ -86,11 +90,11 @@ class RunConfig:
             remedy="raise it, or leave it out",
         )
         require(
-            "ppo" in self.methods or not any(source.is_own_model for source in self.rewards.sources.values()),
+            self.follows_reward or not any(source.is_own_model for source in self.rewards.sources.values()),
             field="rewards.sources",
             value=sorted(self.rewards.sources),
-            rule="ask for the run's own reward model, which is trained for PPO alone",
-            remedy="add ppo to methods, or give the source a path",
+            rule=f"ask for the run's own reward model, and no method follows it ({', '.join(self.methods)})",
+            remedy="add ppo, raft or best_of_n to methods, or give the source a path",
         )
         require(
             self.rewards.uses_own_model or not self.ppo.has_critic or self.ppo.critic_initialise_from != "reward_model",
@@ -121,8 +125,12 @@ class RunConfig:
             self._require_head_size()
 
     @property
+    def follows_reward(self) -> bool:
+        return any(method in OF_REWARDS for method in self.methods)
+
+    @property
     def trains_reward_model(self) -> bool:
-        return "ppo" in self.methods and self.rewards.uses_own_model
+        return self.follows_reward and self.rewards.uses_own_model
 
     @property
     def collects_comparisons(self) -> bool:

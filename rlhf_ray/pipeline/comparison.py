@@ -47,7 +47,7 @@ async def _collect(context: Context, scope: Scope, generator: Generator, split: 
     config, tools = context.config.comparison, TextTools.of(context)
     room = context.config.ppo.max_response_tokens
     count = config.num_prompts if split == "train" else config.num_heldout_prompts
-    prompts, texts, _ = tools.prompts(_spread(context.task.prompts(split), count), room=room)
+    prompts, texts, _ = tools.prompts(spread(context.task.prompts(split), count), room=room)
     by_prompt: dict[str, list[Rollout]] = defaultdict(list)
     requests = requests_for(
         prompts, samples=config.responses_per_prompt, seed=context.config.seed, purpose=PURPOSES[split]
@@ -80,7 +80,7 @@ def _ranked(
     return rankings
 
 
-def _spread(prompts: Sequence[TextPrompt], count: int) -> list[TextPrompt]:
+def spread(prompts: Sequence[TextPrompt], count: int) -> list[TextPrompt]:
     """``count`` prompts at even distances, so that every kind keeps its share whatever the order of the list."""
     if len(prompts) <= count:
         return list(prompts)

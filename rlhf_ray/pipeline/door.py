@@ -45,8 +45,11 @@ def check_text(context: Context, stages: Collection[str]) -> list[str]:
         lines += [_prompts(context, tools, split, config.ppo.max_response_tokens) for split in SPLITS]
     if "reward_model" in stages:
         check_vocabulary(context)
-    if "ppo" in stages:
+    if not {"ppo", "raft", "evaluation"}.isdisjoint(stages):
         check_rewards(context)
+    if "raft" in stages:
+        lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens))
+    if "ppo" in stages:
         lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens, config.ppo.prompts_per_step))
         lines.append(_prompts(context, tools, "heldout", config.ppo.max_response_tokens))
     if "evaluation" in stages:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from rlhf_ray.config.run import BEST_OF_N
 from rlhf_ray.data.collate import sampled_logprobs
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.evaluation import PRINCIPAL_GRADE, GradedResponse, write_graded
@@ -23,7 +24,7 @@ from rlhf_ray.pipeline.reward_model import own_reward_model
 from rlhf_ray.pipeline.sampling import FetchedShard, requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
-from rlhf_ray.records import AdaptersOff, GenerationRequest, Rollout, SamplingSettings, Score, TextPrompt
+from rlhf_ray.records import AdaptersOff, GenerationRequest, Prompt, Rollout, SamplingSettings, Score, TextPrompt
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, Reference, RewardModel, RolloutShard
 
@@ -33,7 +34,8 @@ PURPOSE = 104
 async def evaluate(context: Context) -> dict[str, Any]:
     """Write ``evaluation/sft.jsonl`` and one such file for each method: one graded response a line."""
     models = {"sft": str(policy_path(context))}
-    models |= {method: str(context.results(method)["policy"]) for method in context.config.methods}
+    for method in context.config.methods:
+        models[method] = models["sft"] if method == BEST_OF_N else str(context.results(method)["policy"])
     graded = await evaluate_models(context, models)
     results: dict[str, Any] = {}
     for name, responses in graded.items():
@@ -60,8 +62,9 @@ async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[s
         for number, (name, path) in enumerate(models.items()):
             if number:
                 await generator.load(path)
-            with progress(f"Evaluating {name.upper()}", len(heldout.requests), "response") as bar:
-                graded[name] = await heldout.answers(scope, generator, reference, reward_model, bar)
+            asked = heldout.times(config.best_of) if name == BEST_OF_N else heldout
+            with progress(f"Evaluating {name.upper()}", len(asked.requests), "response") as bar:
+                graded[name] = await asked.answers(scope, generator, reference, reward_model, bar)
     return graded
 
 
@@ -77,6 +80,11 @@ async def start_rewards(context: Context, scope: Scope) -> RewardModel:
     )
 
 
+def total_score(score: Score) -> float | None:
+    """What a response earns in all; None where it could not be scored."""
+    return None if score.failed else score.total + sum(value for _, value in score.step_rewards)
+
+
 class NoRewards:
     """Stands where a run has no reward at all: nothing is scored."""
 
@@ -86,13 +94,16 @@ class NoRewards:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts, ready to be answered and graded."""
+    """Held-out prompts, ready to be answered and graded. Of ``samples`` answers the one with the best score is kept."""
 
     task: Task
     tools: TextTools
     texts: Sequence[TextPrompt]
     requests: Sequence[GenerationRequest]
     settings: SamplingSettings
+    prompts: Sequence[Prompt]
+    seed: int
+    samples: int = 1
 
     @classmethod
     def of(cls, context: Context, num_prompts: int, max_tokens: int, temperature: float) -> HeldOut:
@@ -104,18 +115,26 @@ class HeldOut:
             tools=tools,
             texts=texts,
             requests=requests_for(prompts, samples=1, seed=context.config.seed, purpose=PURPOSE),
+            prompts=prompts,
+            seed=context.config.seed,
             settings=SamplingSettings(
                 temperature=temperature, max_tokens=max_tokens, stop_token_ids=tools.stop_token_ids
             ),
         )
 
+    def times(self, samples: int) -> HeldOut:
+        """The same prompts, each to be answered ``samples`` times."""
+        requests = requests_for(self.prompts, samples=samples, seed=self.seed, purpose=PURPOSE)
+        return replace(self, requests=requests, samples=samples)
+
     async def answers(
         self, scope: Scope, generator: Generator, reference: Reference, reward_model: RewardModel, bar: ProgressReport
     ) -> list[GradedResponse]:
-        """Sample one response a prompt, score and grade it."""
+        """Sample, score and grade; one response a prompt."""
         shards = await sample(scope, generator, self.requests, self.settings, bar)
         graded = await asyncio.gather(*(self._graded(scope, shard, reference, reward_model) for shard in shards))
-        return [response for responses in graded for response in responses]
+        responses = [response for of_shard in graded for response in of_shard]
+        return responses if self.samples == 1 else best_of_n(responses, self.samples)
 
     async def _graded(
         self, scope: Scope, fetched: FetchedShard, reference: Reference, reward_model: RewardModel
@@ -127,14 +146,14 @@ class HeldOut:
         return [
             self._grade(
                 rollout,
-                None if score.failed else score.total + sum(value for _, value in score.step_rewards),
+                total_score(score),
                 float(np.sum(rollout.rollout_logprobs - sampled_logprobs(logprobs, rollout.response_ids))),
             )
             for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
         ]
 
     def _grade(self, rollout: Rollout, score: float | None, kl: float) -> GradedResponse:
-        prompt, text = self.texts[rollout.order], self.tools.decode(rollout.response_ids)
+        prompt, text = self.texts[rollout.order // self.samples], self.tools.decode(rollout.response_ids)
         return GradedResponse(
             prompt_id=prompt.prompt_id,
             kind=prompt.kind,
@@ -146,6 +165,16 @@ class HeldOut:
             num_tokens=len(rollout.response_ids),
             finished=rollout.finish_reason == "stop",
         )
+
+
+def best_of_n(responses: Sequence[GradedResponse], samples: int) -> list[GradedResponse]:
+    """Of every ``samples`` responses in a row the one with the best score; the first where nothing was scored.
+
+    Its KL is what choosing costs at most, log n - (n - 1) / n (Beirami et al. 2024, theorem 1): no tokens tell it.
+    """
+    bound = math.log(samples) - (samples - 1) / samples
+    rows = (responses[start : start + samples] for start in range(0, len(responses), samples))
+    return [replace(max(row, key=lambda r: -math.inf if r.score is None else r.score), kl=bound) for row in rows]
 
 
 def heldout_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:

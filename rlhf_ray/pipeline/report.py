@@ -30,6 +30,7 @@ PACKAGES = (
     "datasets",
     "omegaconf",
 )
+TITLES = {"ppo": "PPO", "dpo": "DPO", "raft": "RAFT", "best_of_n": "Best of n"}
 OF_THE_REWARD_MODEL = ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
 DESCRIPTIONS = {
     "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated "
@@ -55,8 +56,8 @@ def report_data(context: Context) -> ReportData:
         seed=context.config.seed,
         sft=answers["sft"],
         aligned=answers[first],
-        method=first.upper(),
-        others={name.upper(): answers[name] for name in others},
+        method=TITLES[first],
+        others={TITLES[name]: answers[name] for name in others},
         sft_curve=_curve(context, "sft"),
         reward_model_curve=_curve(context, "reward_model"),
         ppo_curve=_curve(context, "ppo"),

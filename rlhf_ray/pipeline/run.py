@@ -19,6 +19,7 @@ from rlhf_ray.pipeline.evaluation import evaluate
 from rlhf_ray.pipeline.lineage import changes, stage_settings
 from rlhf_ray.pipeline.model import make_model
 from rlhf_ray.pipeline.ppo import train_ppo
+from rlhf_ray.pipeline.raft import train_raft
 from rlhf_ray.pipeline.reward_model import train_reward_model
 from rlhf_ray.pipeline.sft import train_sft
 from rlhf_ray.pipeline.version import code_version
@@ -51,9 +52,16 @@ STAGES = (
     ),
     Stage("dpo", "DPO", ("model", "sft", "comparison"), ("dpo", "training", "reference.dtype"), train_dpo),
     Stage(
+        "raft",
+        "Rejection sampling",
+        ("model", "sft", "reward_model"),
+        ("raft", "rewards", "training", "ppo.max_response_tokens", "reward_server.dtype", *SAMPLING),
+        train_raft,
+    ),
+    Stage(
         "evaluation",
         "Evaluation",
-        ("model", "sft", "reward_model", "ppo", "dpo"),
+        ("model", "sft", "reward_model", "ppo", "dpo", "raft"),
         ("evaluation", "rewards", *SAMPLING, *SCORING),
         evaluate,
     ),
@@ -133,7 +141,7 @@ def _up_to(until: str, config: RunConfig) -> tuple[Stage, ...]:
         raise ConfigError("stage", until, "is not a stage", f"choose one of {', '.join(NAMES)}")
     stages = chain(config)
     names = [stage.name for stage in stages]
-    if until in ("ppo", "dpo") and until not in names:
+    if until in ("ppo", "dpo", "raft") and until not in names:
         raise ConfigError("methods", tuple(config.methods), f"leaves {until} out", f"add {until}: methods=[{until}]")
     if until not in names:
         raise ConfigError(

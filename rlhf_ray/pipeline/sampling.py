@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.driver import request_seed
 from rlhf_ray.metrics.progress import ProgressReport
 from rlhf_ray.pipeline.context import Scope
-from rlhf_ray.records import GenerationRequest, Prompt, Rollout, SamplingSettings
-from rlhf_ray.roles import Generator, RolloutShard
+from rlhf_ray.records import GenerationRequest, Prompt, Rollout, SamplingSettings, Score
+from rlhf_ray.roles import Generator, RewardModel, RolloutShard
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,11 @@ async def sample(
         fetched.append(FetchedShard(shard, tuple(await scope.fetch(shard.rollouts))))
         bar.advance(len(shard.summaries))
     return sorted(fetched, key=lambda f: f.shard.summaries[0].order)
+
+
+async def scored(reward_model: RewardModel, shards: Sequence[FetchedShard]) -> list[tuple[Rollout, Score]]:
+    """Every rollout with its score, in the order of the shards."""
+    scores = await asyncio.gather(*(reward_model.score(fetched.shard) for fetched in shards))
+    return [
+        pair for fetched, own in zip(shards, scores, strict=True) for pair in zip(fetched.rollouts, own, strict=True)
+    ]

@@ -36,7 +36,8 @@ async def train_sft(context: Context) -> dict[str, Any]:
     policy = context.directory("sft") / "policy"
     async with context.fleet.scope() as scope:
         trainer = await scope.trainer(spec)
-        loss = await _train(context, trainer, train, heldout, num_steps=num_steps, batch_size=batch_size)
+        schedule = {"num_steps": num_steps, "batch_size": batch_size, "eval_every": config.sft.eval_every}
+        loss = await fit(context, trainer, train, heldout, stage="sft", **schedule)
         await trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)
     return {
@@ -48,26 +49,29 @@ async def train_sft(context: Context) -> dict[str, Any]:
     }
 
 
-async def _train(
+async def fit(
     context: Context,
     trainer: Trainer,
     train: list[TokenSequence],
     heldout: list[TokenSequence],
     *,
+    stage: str,
     num_steps: int,
     batch_size: int,
+    eval_every: int,
 ) -> float:
+    """Train and log under the stage's directory; return the last held-out loss, NaN where nothing is held out."""
     config, heldout_loss = context.config, float("nan")
     sampler = ResumableSampler(len(train), batch_size, config.seed)
-    evaluation = plan_sequences(heldout, **ranks_of(config))
+    evaluation = plan_sequences(heldout, **ranks_of(config)) if heldout else ()
     with (
-        open_metric_log(context.directory("sft"), quiet(config.logging), run_name="sft") as log,
-        progress("SFT", num_steps, "step") as bar,
+        open_metric_log(context.directory(stage), quiet(config.logging), run_name=stage) as log,
+        progress(stage.upper(), num_steps, "step") as bar,
     ):
         for step in range(1, num_steps + 1):
             works = plan_sequences([train[i] for i in sampler.next_batch()], **ranks_of(config))
             metrics = (await trainer.update(works)).means()
-            if step % config.sft.eval_every == 0 or step == num_steps:
+            if evaluation and (step % eval_every == 0 or step == num_steps):
                 metrics |= (await trainer.evaluate(evaluation)).means()
                 heldout_loss = metrics["sft/heldout_loss"]
             log.log(step, metrics)

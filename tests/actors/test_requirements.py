@@ -46,14 +46,19 @@ def test_without_the_own_reward_model_its_two_stages_need_nothing() -> None:
     assert "reward_model" not in roles(stages["evaluation"])
 
 
-def test_dpo_needs_ranks_and_reference_servers_one_after_the_other_and_no_rewards() -> None:
+def test_dpo_needs_reference_servers_before_its_ranks_and_no_rewards() -> None:
     stages = requirements.stages(replace(CONFIG, methods=("dpo",)), "cuda")
     assert list(stages) == ["sft", "comparison", "dpo", "evaluation"]
-    assert set(roles(stages["dpo"])) == {"trainer"}
+    assert set(roles(stages["dpo"])) == {"reference"}
     assert sorted(set(roles(stages["evaluation"]))) == ["generator", "reference"]
     assert list(requirements.stages(replace(CONFIG, methods=("ppo", "dpo")), "cuda")) == [
         *("sft", "comparison", "reward_model", "ppo", "dpo", "evaluation")
     ]
+
+
+def test_rejection_sampling_needs_engines_and_rewards_before_its_ranks() -> None:
+    wanted = requirements.stages(replace(CONFIG, methods=("raft",)), "cuda")["raft"]
+    assert sorted(set(roles(wanted))) == ["generator", "reward_model"]
 
 
 def test_resources_add_up_on_gpus_and_no_gpu_is_asked_for_without_them() -> None:

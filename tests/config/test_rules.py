@@ -19,6 +19,11 @@ POSITIVE = (
     "comparison.num_heldout_prompts",
     "reward_model.batch_size",
     "reward_model.eval_every",
+    "raft.num_prompts",
+    "raft.temperature",
+    "raft.num_epochs",
+    "raft.batch_size",
+    "raft.eval_every",
     "dpo.beta",
     "dpo.num_epochs",
     "dpo.batch_size",
@@ -97,12 +102,14 @@ NOT_NEGATIVE = (
 )
 FUNCTION = ["rewards.sources.a.kind=function", "rewards.sources.a.function=exact_answer"]
 OTHER_RULES = (
-    (["methods=[]"], r"^methods \(\(\)\) must name one or more methods, each once; use \[ppo\]"),
+    (["methods=[]"], r"^methods \(\(\)\) must name one or more methods, each once; use for example \[ppo\]"),
     (["methods=[ppo,ppo]"], r"^methods .* each once"),
     (
         ["methods=[dpo]", "rewards.sources.a.weight=1"],
-        r"^rewards\.sources \(\['a'\]\) ask for the run's own reward model, which is trained for PPO alone; add ppo",
+        r"^rewards\.sources \(\['a'\]\) ask for the run's own reward model, and no method follows it \(dpo\); add ppo",
     ),
+    (["raft.responses_per_prompt=1"], r"^raft\.responses_per_prompt \(1\) must lie between 2 and 1024"),
+    (["evaluation.best_of=1"], r"^evaluation\.best_of \(1\) must lie between 2 and 1024"),
     (["dpo.label_smoothing=0.5"], r"^dpo\.label_smoothing \(0\.5\) must lie between 0 and 0\.49"),
     (["dpo.loss=ipo", "dpo.label_smoothing=0.1"], r"^dpo\.label_smoothing \(0\.1\) has no place in dpo\.loss=ipo"),
     (["dpo.loss=robust"], r"^dpo\.label_smoothing \(0\.0\) must be above 0 with dpo\.loss=robust"),

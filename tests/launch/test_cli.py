@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from launch.cli import app
 from rlhf_ray.config.load import load_config, to_yaml
 
-COMMANDS = ("pipeline", "sft", "reward", "ppo", "dpo", "evaluate", "report", "generate", "submit")
+COMMANDS = ("pipeline", "sft", "reward", "ppo", "dpo", "raft", "evaluate", "report", "generate", "submit")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

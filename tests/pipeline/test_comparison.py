@@ -18,7 +18,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.chat import set_chat_template
 from rlhf_ray.errors import DataError
 from rlhf_ray.pipeline.artefacts import Artefact
-from rlhf_ray.pipeline.comparison import _spread, compare, read_rankings, write_rankings
+from rlhf_ray.pipeline.comparison import compare, read_rankings, spread, write_rankings
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.records import GenerationRequest, Message, Ranking, Rollout, SamplingSettings
 from rlhf_ray.roles import RolloutShard
@@ -56,14 +56,14 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- spread
 def test_prompts_are_taken_at_even_distances() -> None:
     prompts = [prompt(n) for n in range(10)]
-    assert [p.prompt_id for p in _spread(prompts, 4)] == ["p0", "p2", "p5", "p7"]
-    assert _spread(prompts, 10) == prompts
-    assert _spread(prompts, 99) == prompts
+    assert [p.prompt_id for p in spread(prompts, 4)] == ["p0", "p2", "p5", "p7"]
+    assert spread(prompts, 10) == prompts
+    assert spread(prompts, 99) == prompts
 
 
 def test_a_list_sorted_by_kind_keeps_its_shares() -> None:
     prompts = [replace(prompt(n), kind="a" if n < 60 else "b") for n in range(80)]
-    kinds = [p.kind for p in _spread(prompts, 20)]
+    kinds = [p.kind for p in spread(prompts, 20)]
     assert (kinds.count("a"), kinds.count("b")) == (15, 5)
 
 

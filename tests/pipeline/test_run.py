@@ -117,6 +117,15 @@ async def test_dpo_needs_comparisons_and_no_reward_model(chain: Chain) -> None:
     assert chain.context.finished["evaluation"].parents.keys() == {"model", "sft", "reward_model", "ppo", "dpo"}
 
 
+async def test_rejection_sampling_follows_the_reward_model_and_best_of_n_only_evaluates_it(chain: Chain) -> None:
+    assert await chain.run("methods=[raft]") == [
+        *("model", "check", "sft", "comparison", "reward_model", "raft", "evaluation")
+    ]
+    assert await chain.run("methods=[best_of_n]") == ["check", "evaluation"]
+    assert await chain.run("methods=[best_of_n]", *NO_OWN_MODEL) == ["check", "evaluation"]
+    assert chain.context.finished["evaluation"].parents.keys() == {"model", "sft"}
+
+
 async def test_a_method_that_the_run_leaves_out_is_not_started_by_its_command(chain: Chain) -> None:
     with pytest.raises(ConfigError, match=r"methods \(\('ppo',\)\) leaves dpo out; add dpo: methods=\[dpo\]"):
         await chain.run(until="dpo")
@@ -124,8 +133,8 @@ async def test_a_method_that_the_run_leaves_out_is_not_started_by_its_command(ch
 
 
 async def test_a_stage_that_does_not_exist_is_refused_before_anything_runs(chain: Chain) -> None:
-    with pytest.raises(ConfigError, match=r"stage \('raft'\) is not a stage; choose one of model, sft"):
-        await chain.run(until="raft")
+    with pytest.raises(ConfigError, match=r"stage \('grpo'\) is not a stage; choose one of model, sft"):
+        await chain.run(until="grpo")
     assert chain.ran == []
 
 
