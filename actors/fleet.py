@@ -42,6 +42,9 @@ from rlhf_ray.roles import Reference
 from rlhf_ray.stages.work import SequenceWork
 
 
+CLOSING_S = 60.0  # for actors to give back what outlives a process; a busy machine needs many of them
+
+
 class Fleet:
     """Everything that a run may start, on one cluster and one kind of device."""
 
@@ -281,7 +284,7 @@ class Scope:
         """End every actor, last started first, and give the resources back."""
         closing = [actor.close.remote() for actor in self._actors if hasattr(actor, "close")]
         if closing:
-            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=20)
+            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=CLOSING_S)
         for actor in reversed(self._actors):
             ray.kill(actor)
         for group in self._groups:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,35 @@ from rlhf_ray.pipeline.report import versions  # noqa: E402
 PRESET = "configs/quickstart.yaml"
 STEPS, ROLLOUTS, EVAL_EVERY = 30, 128, 5
 SHARED = ("model", "sft", "comparison", "reward_model")
-COMMON = (f"ppo.num_steps={STEPS}", f"ppo.rollouts_per_step={ROLLOUTS}", f"ppo.eval_every={EVAL_EVERY}")
+EVAL_PROMPTS, EVAL_RESPONSES = 400, 2
+COMMON = (
+    f"ppo.num_steps={STEPS}",
+    f"ppo.rollouts_per_step={ROLLOUTS}",
+    f"ppo.eval_every={EVAL_EVERY}",
+    f"ppo.eval_prompts={EVAL_PROMPTS}",
+    f"ppo.eval_responses={EVAL_RESPONSES}",
+)
+# Advantages of unit deviation, whatever the rewards' scale, make larger steps: the rate is that of TRL's GRPO.
+SLOWER = ("ppo.policy_optimizer.learning_rate=1e-4",)
 GROUPS = ("ppo.responses_per_prompt=4", "ppo.kl.placement=loss", "ppo.kl.estimator=k3_unbiased")
 ALGORITHMS: Mapping[str, Sequence[str]] = {
     "ppo": (),
-    "grpo": ("ppo.advantages=grpo", "ppo.loss.aggregation=sequence_mean", *GROUPS),
+    "grpo": ("ppo.advantages=grpo", "ppo.loss.aggregation=sequence_mean", *GROUPS, *SLOWER),
     "dr_grpo": ("ppo.advantages=dr_grpo", "ppo.loss.aggregation=constant", *GROUPS),
-    "rloo": ("ppo.advantages=rloo", "ppo.responses_per_prompt=4"),
+    "rloo": ("ppo.advantages=rloo", "ppo.loss.aggregation=sequence_sum", "ppo.responses_per_prompt=4"),
     "opo": ("ppo.advantages=opo", *GROUPS),
     "remax": ("ppo.advantages=remax",),
     "reinforce_pp": ("ppo.advantages=reinforce_pp",),
     "reinforce_pp_baseline": ("ppo.advantages=reinforce_pp_baseline", *GROUPS),
-    "gspo": ("ppo.advantages=grpo", "ppo.loss.surrogate=gspo", "ppo.loss.aggregation=sequence_mean", *GROUPS),
-    "cispo": ("ppo.advantages=grpo", "ppo.loss.surrogate=cispo", *GROUPS),
+    "gspo": (
+        "ppo.advantages=grpo",
+        "ppo.loss.surrogate=gspo",
+        "ppo.loss.clip_ratio=3e-3",
+        "ppo.loss.aggregation=sequence_mean",
+        *GROUPS,
+        *SLOWER,
+    ),
+    "cispo": ("ppo.advantages=grpo", "ppo.loss.surrogate=cispo", *GROUPS, *SLOWER),
 }
 TRL = {"trl_ppo": "ppo", "trl_rloo": "rloo", "trl_grpo": "grpo"}
 # Two-sided 95% quantiles of Student's t by degrees of freedom, for means over few seeds.
@@ -123,6 +140,7 @@ def theirs(name: str, shared: Path, seed: int, environments: Path) -> Curve:
         steps=STEPS,
         rollouts=ROLLOUTS,
         eval_every=EVAL_EVERY,
+        eval_responses=EVAL_RESPONSES,
         out=shared.with_name(f"{shared.name}_{name}.jsonl"),
         environments=environments,
     )
@@ -181,9 +199,15 @@ def mean_curve(curves: Sequence[Curve], name: str) -> list[Point]:
     ]
 
 
-def reaching(points: Sequence[Point], gold: float) -> Point | None:
-    """Where a curve first reaches ``gold``; None where it never does."""
-    return next((point for point in points if point.gold >= gold), None)
+def reaching(points: Sequence[Point], gold: float) -> float:
+    """Sampled tokens until a curve first reaches ``gold``, linear between its points; infinite where it never does."""
+    if points[0].gold >= gold:
+        return points[0].sampled_tokens
+    for before, after in pairwise(points):
+        if after.gold >= gold:
+            share = (gold - before.gold) / (after.gold - before.gold)
+            return before.sampled_tokens + share * (after.sampled_tokens - before.sampled_tokens)
+    return math.inf
 
 
 def table(record: Mapping[str, Any], curves: Sequence[Curve]) -> str:
@@ -203,9 +227,11 @@ SUMMARY = (
     "evaluations after step 0. The score is the reward model's, of held-out responses at the end."
 )
 BY_STEP = "Mean gold over seeds after so many steps"
+LEVELS = (0.75, 0.8, 0.82, 0.84)
 AGAINST = (
-    "The same gold with no more samples? The largest mean gold of TRL's curve, and where ours first reaches it; then "
-    "both at their ends, and ours minus TRL's over all evaluations after step 0 with the 95% interval over seeds."
+    "The same gold with no more samples? Thousands of sampled tokens until the mean over seeds first reaches a gold, "
+    "interpolated between evaluations: ours / TRL's (a dash: never); then ours minus TRL's gold, mean of all "
+    "evaluations after step 0 with the 95% interval over seeds."
 )
 
 
@@ -235,24 +261,19 @@ def step_table(curves: Sequence[Curve]) -> list[str]:
 
 def against_table(curves: Sequence[Curve]) -> list[str]:
     """Markdown: a line for each algorithm that both have."""
-    head = ["algorithm", "TRL's largest", "after thousand tokens", "ours reaches it after", "ends: ours, TRL's"]
-    lines = ["| " + " | ".join([*head, "ours - TRL's"]) + " |", "|---" * (len(head) + 1) + "|"]
+    head = ["algorithm", *(f"gold {level}" for level in LEVELS), "ours - TRL's"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for theirs_name, name in TRL.items():
         own, other = mean_curve(curves, name), mean_curve(curves, theirs_name)
-        if not own or not other:
-            continue
-        best = max(other, key=lambda point: point.gold)
-        there = reaching(own, best.gold)
-        cells = [
-            name,
-            f"{best.gold:.3f}",
-            f"{best.sampled_tokens / 1000:.1f}",
-            f"{there.sampled_tokens / 1000:.1f}" if there else "never",
-            f"{own[-1].gold:.3f}, {other[-1].gold:.3f}",
-            text(*interval(differences(curves, name, theirs_name))),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        if own and other:
+            pairs = [" / ".join(thousands(reaching(points, level)) for points in (own, other)) for level in LEVELS]
+            cells = [name, *pairs, text(*interval(differences(curves, name, theirs_name)))]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def thousands(tokens: float) -> str:
+    return f"{tokens / 1000:.1f}" if tokens < math.inf else "-"
 
 
 def differences(curves: Sequence[Curve], name: str, other: str) -> list[float]:

@@ -35,6 +35,7 @@ from rlhf_ray.records import Prompt, TextPrompt  # noqa: E402
 PROBE = CHECKOUT / "benchmarks" / "learning_trl_probe.py"
 VERSIONS: Mapping[str, str] = {"ppo": "1.12.0", "rloo": "1.16.0", "grpo": "1.16.0"}
 GROUP_SIZE = 4
+EVAL_PROMPTS = 400
 # The best of 1e-4, 3e-4 (ours) and 1e-3 for each, by mean gold after steps 5, 10, ... 30 with seed 0:
 #   PPO  1e-4: .70 .79 .81 .85 .88 .91   3e-4: .83 .89 .90 .90 .92 .92   1e-3: .88 .91 .85 .85 .85 .84
 #   RLOO 1e-4: .73 .82 .83 .86 .88 .90   3e-4: .83 .90 .91 .87 .90 .88   1e-3: .83 .85 .83 .83 .86 .79
@@ -66,6 +67,7 @@ def trl_curve(
     steps: int,
     rollouts: int,
     eval_every: int,
+    eval_responses: int,
     out: Path,
     environments: Path,
     learning_rate: float | None = None,
@@ -76,7 +78,7 @@ def trl_curve(
     ``out`` holds the sampled responses; where it was written with the same settings, nothing is trained again.
     """
     run, out = run.resolve(), out.resolve()
-    material = Material.of(run)
+    material = Material.of(run, eval_responses)
     given = {
         "algorithm": algorithm,
         "policy": str(run / "sft" / "policy"),
@@ -84,6 +86,7 @@ def trl_curve(
         "steps": steps,
         "rollouts": rollouts,
         "eval-every": eval_every,
+        "eval-responses": eval_responses,
         "seed": seed,
         **settings(material.config, algorithm, learning_rate),
     }
@@ -137,18 +140,19 @@ class Material:
     tools: TextTools
     prompts: Mapping[Split, Sequence[Prompt]]
     heldout: Mapping[str, TextPrompt]  # by prompt_id
+    responses: int = 1  # to each of them in an evaluation
 
     @classmethod
-    def of(cls, run: Path) -> Material:
+    def of(cls, run: Path, responses: int) -> Material:
         """The prompts that training and the evaluations during training of this run use."""
         config = load_config(run / "config.yaml")
         task = build_task(config.data)
         tools = TextTools(load_tokenizer(str(run / "model" / "tokenizer"), config.model), config.model.max_length)
         room = config.ppo.max_response_tokens
         train, _, _ = tools.prompts(task.prompts("train"), room=room)
-        heldout, texts, _ = tools.prompts(task.prompts("heldout")[: config.ppo.eval_prompts], room=room)
+        heldout, texts, _ = tools.prompts(task.prompts("heldout")[:EVAL_PROMPTS], room=room)
         by_id = {text.prompt_id: text for text in texts}
-        return cls(config, task, tools, {"train": train, "heldout": heldout}, by_id)
+        return cls(config, task, tools, {"train": train, "heldout": heldout}, by_id, responses)
 
     def lines(self) -> str:
         """The probe's prompts, a JSON line each."""
@@ -160,10 +164,13 @@ class Material:
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     def point(self, line: Mapping[str, Any]) -> Point:
-        """Decode and grade one evaluation of the probe. Raises ValueError where it did not answer every prompt once."""
-        asked, answered = sorted(self.heldout), sorted(row["prompt_id"] for row in line["responses"])
+        """Decode and grade one evaluation of the probe. Raises ValueError where a prompt has not its answers."""
+        asked, answered = (
+            sorted([*self.heldout] * self.responses),
+            sorted(row["prompt_id"] for row in line["responses"]),
+        )
         if asked != answered:
-            raise ValueError(f"step {line['step']} answers {len(answered)} prompts, not the {len(asked)} held-out ones")
+            raise ValueError(f"step {line['step']} answers {len(answered)} prompts, not {len(asked)}")
         gold = statistics.fmean(self._grade(row["prompt_id"], row["token_ids"]) for row in line["responses"])
         return Point(line["step"], line["sampled_tokens"], gold, line["mean_score"])
 

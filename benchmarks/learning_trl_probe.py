@@ -66,7 +66,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--algorithm", choices=("ppo", "rloo", "grpo"), required=True)
     for name in ("policy", "reward", "prompts", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("steps", "rollouts", "eval-every", "seed", "epochs", "minibatches", "group-size", "max-tokens"):
+    for name in (
+        "steps",
+        "rollouts",
+        "eval-every",
+        "eval-responses",
+        "seed",
+        "epochs",
+        "minibatches",
+        "group-size",
+        "max-tokens",
+    ):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("learning-rate", "kl-coef", "temperature", "clip", "beta2", "max-grad-norm", "gamma", "lam"):
         parser.add_argument(f"--{name}", type=float, required=True)
@@ -265,9 +275,10 @@ class Curve(TrainerCallback):
             self._measure(state.global_step // self.updates)
 
     def _measure(self, step: int) -> None:
-        responses = self._answers(step)
-        scores = self.scorer(list(self.heldout.values()), responses)
-        told = [{"prompt_id": name, "token_ids": ids} for name, ids in zip(self.heldout, responses, strict=True)]
+        asked = [*self.heldout.items()] * self.given.eval_responses
+        responses = self._answers(step, [ids for _, ids in asked])
+        scores = self.scorer([ids for _, ids in asked], responses)
+        told = [{"prompt_id": name, "token_ids": ids} for (name, _), ids in zip(asked, responses, strict=True)]
         self.lines.append(
             {
                 "step": step,
@@ -282,9 +293,9 @@ class Curve(TrainerCallback):
         self.begun = time.perf_counter()
 
     @torch.no_grad()
-    def _answers(self, step: int) -> list[Ids]:
-        """One sampled response to each held-out prompt; training's own random numbers stay as they were."""
-        batch = self.tokenizer.pad({"input_ids": list(self.heldout.values())}, return_tensors="pt")
+    def _answers(self, step: int, prompts: Sequence[Ids]) -> list[Ids]:
+        """One sampled response to each prompt; training's own random numbers stay as they were."""
+        batch = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt")
         was_training = self.policy.training
         self.policy.eval()
         with torch.random.fork_rng(devices=[]):

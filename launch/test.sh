@@ -17,6 +17,7 @@ if (($# > 0)); then exec pytest "$@"; fi
 ruff check
 ruff format --check
 mypy
-pytest -m "not integration"
-# What starts clusters and engines waits much of its time: two processes at once, each test file in one of them.
-exec pytest -m integration --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two processes, each test file in one of them: what starts clusters and engines waits much of its time.
+in_two=(--numprocesses 2 --dist loadfile --no-loadscope-reorder)
+pytest -m "not integration" "${in_two[@]}"
+exec pytest -m integration "${in_two[@]}"

@@ -87,6 +87,7 @@ class PpoConfig:
     checkpoint_every: int = 0  # steps between saved states; 0 saves none
     eval_every: int = 0  # steps between evaluations on held-out prompts; 0 never
     eval_prompts: int = 128
+    eval_responses: int = 1  # to each of these prompts
     save_rollouts: bool = False  # of every step, for `rlhf-ray replay`
 
     def __post_init__(self) -> None:
@@ -100,6 +101,7 @@ class PpoConfig:
             ppo__temperature=self.temperature,
             ppo__ptx_batch_size=self.ptx_batch_size,
             ppo__eval_prompts=self.eval_prompts,
+            ppo__eval_responses=self.eval_responses,
         )
         require_between(0, 1, ppo__gamma=self.gamma, ppo__lam=self.lam)
         if self.critic_lam is not None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -62,7 +64,7 @@ async def evaluate_models(context: Context, models: Mapping[str, str]) -> dict[s
         for number, (name, path) in enumerate(models.items()):
             if number:
                 await generator.load(path)
-            asked = heldout.times(config.best_of) if name == BEST_OF_N else heldout
+            asked = heldout.best_of(config.best_of) if name == BEST_OF_N else heldout
             with progress(f"Evaluating {name.upper()}", len(asked.requests), "response") as bar:
                 graded[name] = await asked.answers(scope, generator, reference, reward_model, bar)
     return graded
@@ -94,7 +96,7 @@ class NoRewards:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts, ready to be answered and graded. Of ``samples`` answers the one with the best score is kept."""
+    """Held-out prompts, ready to be answered ``samples`` times and graded. ``keeps_best``: by score, of each prompt."""
 
     task: Task
     tools: TextTools
@@ -104,9 +106,12 @@ class HeldOut:
     prompts: Sequence[Prompt]
     seed: int
     samples: int = 1
+    keeps_best: bool = False
 
     @classmethod
-    def of(cls, context: Context, num_prompts: int, max_tokens: int, temperature: float) -> HeldOut:
+    def of(
+        cls, context: Context, num_prompts: int, max_tokens: int, temperature: float, *, samples: int = 1
+    ) -> HeldOut:
         """The first ``num_prompts`` held-out prompts that leave room for ``max_tokens``."""
         tools = TextTools.of(context)
         prompts, texts, _ = tools.prompts(context.task.prompts("heldout")[:num_prompts], room=max_tokens)
@@ -114,27 +119,28 @@ class HeldOut:
             task=context.task,
             tools=tools,
             texts=texts,
-            requests=requests_for(prompts, samples=1, seed=context.config.seed, purpose=PURPOSE),
+            requests=requests_for(prompts, samples=samples, seed=context.config.seed, purpose=PURPOSE),
             prompts=prompts,
             seed=context.config.seed,
+            samples=samples,
             settings=SamplingSettings(
                 temperature=temperature, max_tokens=max_tokens, stop_token_ids=tools.stop_token_ids
             ),
         )
 
-    def times(self, samples: int) -> HeldOut:
-        """The same prompts, each to be answered ``samples`` times."""
+    def best_of(self, samples: int) -> HeldOut:
+        """The same prompts, each to be answered with the best of ``samples`` responses."""
         requests = requests_for(self.prompts, samples=samples, seed=self.seed, purpose=PURPOSE)
-        return replace(self, requests=requests, samples=samples)
+        return replace(self, requests=requests, samples=samples, keeps_best=True)
 
     async def answers(
         self, scope: Scope, generator: Generator, reference: Reference, reward_model: RewardModel, bar: ProgressReport
     ) -> list[GradedResponse]:
-        """Sample, score and grade; one response a prompt."""
+        """Sample, score and grade; in the order of the prompts."""
         shards = await sample(scope, generator, self.requests, self.settings, bar)
         graded = await asyncio.gather(*(self._graded(scope, shard, reference, reward_model) for shard in shards))
         responses = [response for of_shard in graded for response in of_shard]
-        return responses if self.samples == 1 else best_of_n(responses, self.samples)
+        return best_of_n(responses, self.samples) if self.keeps_best else responses
 
     async def _graded(
         self, scope: Scope, fetched: FetchedShard, reference: Reference, reward_model: RewardModel
@@ -180,14 +186,19 @@ def best_of_n(responses: Sequence[GradedResponse], samples: int) -> list[GradedR
 def heldout_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:
     """``gold/heldout_*`` of an evaluation during training; the grade's are missing where there is no ground truth.
 
-    So is the score where nothing could be scored, and the KL where only the trainer knows the reference (LoRA).
+    So is the score where nothing could be scored, and the KL where only the trainer knows the reference (LoRA). The
+    interval's unit is the prompt: its responses are averaged first.
     """
     metrics = {
         "gold/heldout_response_length": float(np.mean([r.num_tokens for r in responses])),
         "gold/heldout_finished_fraction": float(np.mean([r.finished for r in responses])),
     }
-    if golds := [r.grades[PRINCIPAL_GRADE] for r in responses if PRINCIPAL_GRADE in r.grades]:
-        interval = mean_interval(golds)
+    golds: dict[str, list[float]] = defaultdict(list)
+    for response in responses:
+        if PRINCIPAL_GRADE in response.grades:
+            golds[response.prompt_id].append(response.grades[PRINCIPAL_GRADE])
+    if golds:
+        interval = mean_interval([fmean(own) for own in golds.values()])
         metrics["gold/heldout_mean"] = interval.value
         metrics["gold/heldout_low"] = interval.low
         metrics["gold/heldout_high"] = interval.high

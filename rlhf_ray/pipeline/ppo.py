@@ -144,7 +144,9 @@ class PpoRun:
         self._directory = context.directory("ppo")
         self._logging = quiet(context.config.logging)
         self._checkpoints = Checkpoints(self._directory / "state")
-        self._heldout = HeldOut.of(context, ppo.eval_prompts, ppo.max_response_tokens, ppo.temperature)
+        self._heldout = HeldOut.of(
+            context, ppo.eval_prompts, ppo.max_response_tokens, ppo.temperature, samples=ppo.eval_responses
+        )
 
     async def train(self) -> Mapping[str, float]:
         """Run the driver to its last step; return that step's metrics."""

@@ -38,6 +38,7 @@ POSITIVE = (
     "ppo.loss.clip_ratio",
     "ppo.ptx_batch_size",
     "ppo.eval_prompts",
+    "ppo.eval_responses",
     "ppo.contracts.max_logprob_difference",
     "ppo.contracts.warn_logprob_difference",
     "ppo.contracts.max_first_kl",

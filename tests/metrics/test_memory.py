@@ -25,13 +25,14 @@ def test_the_peak_outlives_what_caused_it() -> None:
 def test_a_child_counts_and_pages_that_it_shares_count_once() -> None:
     memory = PeakMemory()
     before = memory.sample()
-    code = f"x = b'x' * {48 * MEGABYTE}; print('ready', flush=True); input()"
+    code = f"x = b'x' * {192 * MEGABYTE}; print('ready', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
         held = memory.sample() - before
         child.communicate(b"\n")
-    assert 44 * MEGABYTE < held < 100 * MEGABYTE
+    # Shared pages weigh less in every process as more processes map them, those of other tests too.
+    assert 150 * MEGABYTE < held < 260 * MEGABYTE
 
 
 def test_one_sample_is_taken_however_short_the_block() -> None:
