@@ -41,7 +41,6 @@ from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Reference
 from rlhf_ray.stages.work import SequenceWork
 
-
 CLOSING_S = 60.0  # for actors to give back what outlives a process; a busy machine needs many of them
 
 
