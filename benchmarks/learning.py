@@ -30,7 +30,6 @@ sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.learning_point import Point  # noqa: E402
 from benchmarks.record_runs import RESULTS, machine, machine_line  # noqa: E402
-from rlhf_ray.pipeline.report import versions  # noqa: E402
 
 PRESET = "configs/quickstart.yaml"
 STEPS, ROLLOUTS, EVAL_EVERY = 30, 128, 5
@@ -162,6 +161,8 @@ def command(verb: str, seed: int, directory: Path, *overrides: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- record
 def write(curves: Sequence[Curve], arguments: argparse.Namespace) -> None:
+    from rlhf_ray.pipeline.report import versions
+
     record = {
         "name": "learning",
         "command": shlex.join(["python", "benchmarks/learning.py", "--seeds", *map(str, arguments.seeds)]),

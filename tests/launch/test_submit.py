@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -33,8 +34,10 @@ from tests.clusters import short_temp_dir
 from tests.small import SMALL
 
 START_TIMEOUT_S = 90.0
-# GRPO on a programmatic reward alone: no comparisons, no reward model, no critic.
-VERIFIABLE = (
+# On a programmatic reward: GRPO without a reward model and without a critic, RAFT, best of n; and DPO on comparisons.
+EVERY_METHOD = (
+    "methods=[ppo,dpo,raft,best_of_n]",
+    "evaluation.best_of=2",
     "ppo.advantages=grpo",
     "ppo.responses_per_prompt=4",
     "generation.num_engines=1",
@@ -257,18 +260,28 @@ def test_waiting_for_nodes_finds_those_of_a_real_cluster(head: LocalHead) -> Non
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_pipeline_without_a_reward_model_is_submitted_to_a_local_head_and_followed_to_its_report(
+def test_a_pipeline_of_every_method_is_submitted_to_a_local_head_and_followed_to_its_report(
     head: LocalHead, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "launch.cli", "submit", "configs/quickstart.yaml", *SMALL, *VERIFIABLE]
+    command = [sys.executable, "-m", "launch.cli", "submit", "configs/quickstart.yaml", *SMALL, *EVERY_METHOD]
     done = run_on(head, [*command, f"output_dir={tmp_path / 'run'}", "--address", head.address])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[4/4] Evaluation" in done.stdout
+    assert "[7/7] Evaluation" in done.stdout
     assert (tmp_path / "run" / "report" / "report.html").is_file()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["seconds"]) == ["model", "sft", "ppo", "evaluation"]
+    assert list(summary["seconds"]) == ["model", "sft", "comparison", "ppo", "dpo", "raft", "evaluation"]
     assert summary["reward_model"] is None
-    assert 0.0 <= summary["score"]["ppo"]["mean"] <= 1.0
+    for measure in ("gold", "score"):
+        means = {name: found["mean"] for name, found in summary[measure].items()}
+        assert means.keys() == {"sft", "ppo", "dpo", "raft", "best_of_n"}
+        assert all(0.0 <= mean <= 1.0 for mean in means.values())
+    assert summary["kl_per_response"]["best_of_n"]["mean"] == pytest.approx(math.log(2) - 0.5)
+    assert summary["kl_per_response"]["sft"]["mean"] == pytest.approx(0.0, abs=1e-3)
+    steps = [json.loads(line) for line in (tmp_path / "run" / "dpo" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["dpo_heldout/loss"] == pytest.approx(math.log(2), abs=1e-4)  # the policy is its reference
+    best = [json.loads(line) for line in (tmp_path / "run" / "raft" / "best.jsonl").read_text().splitlines()]
+    assert len(best) == 16
+    assert all(row["score"] >= row["mean_score"] for row in best)
 
 
 @pytest.mark.integration

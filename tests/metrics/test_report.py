@@ -22,6 +22,7 @@ from rlhf_ray.metrics.report_tables import (
     format_value,
     grades_table,
     kinds_table,
+    methods_table,
     reward_model_table,
     step_phases,
     summary_table,
@@ -64,6 +65,11 @@ def page_of(data: ReportData, directory: Path) -> Page:
     return page
 
 
+def without_curves(data: ReportData) -> ReportData:
+    """Figures of training take seconds to draw: one report has them, the others are about something else."""
+    return replace(data, sft_curve=(), reward_model_curve=(), ppo_curve=(), calibration=())
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole report of 20 prompts."""
@@ -96,7 +102,7 @@ def test_every_table_and_figure_is_on_the_page_and_every_figure_is_a_png(written
 
 
 def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
-    data = made_up_report(num_prompts=5)
+    data = without_curves(made_up_report(num_prompts=5))
 
     def hostile(response: GradedResponse) -> GradedResponse:
         return replace(response, prompt_text=HOSTILE, response_text=HOSTILE, kind=HOSTILE)
@@ -115,7 +121,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
 
 
 def test_a_task_without_gold_has_a_report_of_what_it_does_grade(tmp_path: Path) -> None:
-    data = made_up_report(num_prompts=20, has_gold=False)
+    data = without_curves(made_up_report(num_prompts=20, has_gold=False))
     page = page_of(data, tmp_path)
     assert "plot-kinds_score" in page.ids
     assert "plot-kinds_gold" not in page.ids
@@ -133,7 +139,7 @@ def test_a_run_with_nothing_but_responses_has_a_report(tmp_path: Path) -> None:
 
 
 def test_a_grade_of_some_prompts_only_does_not_stop_the_report(tmp_path: Path) -> None:
-    data = made_up_report(num_prompts=20)
+    data = without_curves(made_up_report(num_prompts=20))
 
     def without_gold(response: GradedResponse) -> GradedResponse:
         return replace(response, grades={"refused": 0.0}) if response.kind == "open" else response
@@ -241,3 +247,22 @@ def test_the_terminal_summary_fits_100_columns() -> None:
     assert any(
         re.search(r"Gold grade, 0 to 1 .* 0\.484 .* 0\.634 .* \+0\.149 \(0\.095 to 0\.204\)", line) for line in lines
     )
+
+
+def test_several_methods_stand_side_by_side_and_one_needs_no_such_table() -> None:
+    data = without_curves(made_up_report(num_prompts=10))
+    assert methods_table(data) is None
+    table = methods_table(replace(data, method="DPO", others={"Best of n": data.sft}))
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["SFT", "DPO", "Best of n"]
+    assert table.columns[1] == "Gold grade"
+    assert table.rows[0][1:] == table.rows[2][1:]
+    assert table.rows[1][1].text == summary_table(data).rows[0][2].text
+
+
+def test_the_words_are_those_of_the_method(tmp_path: Path) -> None:
+    data = replace(without_curves(made_up_report(num_prompts=10)), method="DPO")
+    assert verdict(data)[1].startswith("DPO ")
+    page = page_of(data, tmp_path)
+    assert "DPO - SFT" in page.text
+    assert "PPO - SFT" not in page.text
