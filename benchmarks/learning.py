@@ -41,6 +41,8 @@ COMMON = (
     f"ppo.eval_every={EVAL_EVERY}",
     f"ppo.eval_prompts={EVAL_PROMPTS}",
     f"ppo.eval_responses={EVAL_RESPONSES}",
+    "ppo.policy_optimizer.warmup_fraction=0",
+    "ppo.critic_optimizer.warmup_fraction=0",
 )
 # Advantages of unit deviation, whatever the rewards' scale, make larger steps: the rate is that of TRL's GRPO.
 SLOWER = ("ppo.policy_optimizer.learning_rate=1e-4",)

@@ -72,6 +72,14 @@ class RunConfig:
             rule="must name one or more methods, each once",
             remedy="use for example [ppo], [dpo] or [ppo, dpo, raft, best_of_n]",
         )
+        self._require_lengths()
+        self._require_rewards()
+        self._require_exact_kl()
+        if self.model.path is None:
+            self._require_head_size()
+
+    def _require_lengths(self) -> None:
+        """Prompt and response, micro-batches, engines and positions hold ``model.max_length`` tokens."""
         self._require_room("ppo.max_response_tokens", self.ppo.max_response_tokens)
         self._require_room("evaluation.max_response_tokens", self.evaluation.max_response_tokens)
         require(
@@ -89,6 +97,17 @@ class RunConfig:
             rule=f"must not be below model.max_length ({self.model.max_length})",
             remedy="raise it, or leave it out",
         )
+        longest = self.model.scratch.max_position_embeddings
+        require(
+            self.model.path is not None or self.model.max_length <= longest,
+            field="model.max_length",
+            value=self.model.max_length,
+            rule=f"must not exceed model.scratch.max_position_embeddings ({longest})",
+            remedy="lower one or raise the other",
+        )
+
+    def _require_rewards(self) -> None:
+        """Whoever follows a reward has one, and no source may take longer than an actor is waited for."""
         require(
             self.follows_reward or not any(source.is_own_model for source in self.rewards.sources.values()),
             field="rewards.sources",
@@ -96,8 +115,9 @@ class RunConfig:
             rule=f"ask for the run's own reward model, and no method follows it ({', '.join(self.methods)})",
             remedy="add ppo, raft or best_of_n to methods, or give the source a path",
         )
+        starts_critic = "ppo" in self.methods and self.ppo.has_critic
         require(
-            self.rewards.uses_own_model or not self.ppo.has_critic or self.ppo.critic_initialise_from != "reward_model",
+            self.rewards.uses_own_model or not starts_critic or self.ppo.critic_initialise_from != "reward_model",
             field="ppo.critic_initialise_from",
             value=self.ppo.critic_initialise_from,
             rule="needs the run's own reward model, and none of rewards.sources is it",
@@ -112,17 +132,6 @@ class RunConfig:
                 f"cluster.actor_timeout_s ({self.cluster.actor_timeout_s:g})",
                 remedy="lower one or raise the other",
             )
-        self._require_exact_kl()
-        if self.model.path is None:
-            longest = self.model.scratch.max_position_embeddings
-            require(
-                self.model.max_length <= longest,
-                field="model.max_length",
-                value=self.model.max_length,
-                rule=f"must not exceed model.scratch.max_position_embeddings ({longest})",
-                remedy="lower one or raise the other",
-            )
-            self._require_head_size()
 
     @property
     def follows_reward(self) -> bool:

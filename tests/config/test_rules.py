@@ -279,6 +279,7 @@ def test_a_value_that_stands_in_two_sections_names_both(config_file: Path) -> No
         ["ppo.kl.controller=adaptive", "ppo.rollouts_per_step=100", "ppo.kl.horizon=21"],
         ["ppo.kl.controller=fixed", "ppo.rollouts_per_step=100", "ppo.kl.horizon=1"],
         ["sft.num_epochs=0", "reward_model.num_epochs=0"],
+        ["methods=[raft]", "rewards.sources.a.kind=function", "rewards.sources.a.function=json_valid"],
         ["training.zero_stage=2", "training.offload_optimizer=true"],
         ["model.scratch.num_heads=8", "device=cuda"],
         ["model.path=some/model", "model.max_length=4096"],
