@@ -167,7 +167,7 @@ def write(curves: Sequence[Curve], arguments: argparse.Namespace) -> None:
 
     record = {
         "name": "learning",
-        "command": shlex.join(["python", "benchmarks/learning.py", "--seeds", *map(str, arguments.seeds)]),
+        "command": command_line(arguments),
         "note": arguments.note,
         "machine": machine(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -178,6 +178,13 @@ def write(curves: Sequence[Curve], arguments: argparse.Namespace) -> None:
     (RESULTS / "learning.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / "learning.md").write_text(table(record, curves))
     plot(curves, RESULTS / "learning.png")
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command that makes the record again; how many curves at once and where they lie does not matter to it."""
+    chosen = [] if set(arguments.algorithms) == set(ALGORITHMS) else ["--algorithms", *arguments.algorithms]
+    without = ["--no-trl"] if arguments.no_trl else []
+    return shlex.join(["python", "benchmarks/learning.py", "--seeds", *map(str, arguments.seeds), *chosen, *without])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
