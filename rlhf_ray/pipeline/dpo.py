@@ -19,7 +19,7 @@ from rlhf_ray.stages.work import (
     PreferenceWork,
     ReferencedRanking,
     TokenizedRanking,
-    mismatch,
+    mismatches,
     plan_preferences,
 )
 
@@ -81,8 +81,7 @@ async def referenced(context: Context, *splits: Sequence[TokenizedRanking]) -> t
         made = []
         for rankings in splits:
             own = [sequence for ranking in rankings for sequence in ranking.sequences]
-            # With the response to the ranking before; the first takes that of the last.
-            others = [mismatch(one, rankings[i - 1]) for i, one in enumerate(rankings)] if config.loss == "kto" else []
+            others = mismatches(rankings) if config.loss == "kto" else []
             said = iter(await servers.response_logprobs([*own, *others]))
             known = [tuple(next(said) for _ in ranking.sequences) for ranking in rankings]
             strange: list[Mismatched] = [((other,), (next(said),)) for other in others] or [((), ())] * len(rankings)

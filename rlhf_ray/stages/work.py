@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_ray.data.batching import plan_minibatches
 from rlhf_ray.data.collate import TokenSequence, response_sequence
+from rlhf_ray.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,20 @@ def mismatch(ranking: TokenizedRanking, other: TokenizedRanking) -> TokenSequenc
     """The prompt of one ranking with the first response of another."""
     prompt, answer = ranking.sequences[0], other.sequences[0]
     return response_sequence(prompt.token_ids[~prompt.mask], answer.token_ids[answer.mask])
+
+
+def mismatches(rankings: Sequence[TokenizedRanking]) -> list[TokenSequence]:
+    """For each ranking its prompt with a response to another prompt: that of the nearest ranking before, in a circle.
+
+    Neighbours may share a prompt, which several annotators have judged. Raises DataError where all do.
+    """
+    prompts = [tuple(r.sequences[0].token_ids[~r.sequences[0].mask].tolist()) for r in rankings]
+    if len(set(prompts)) < 2:
+        raise DataError("dpo.loss=kto compares with responses to other prompts, and all rankings have one; bring more")
+    found = []
+    for place, ranking in enumerate(rankings):
+        other = place - 1
+        while prompts[other] == prompts[place]:
+            other -= 1
+        found.append(mismatch(ranking, rankings[other]))
+    return found

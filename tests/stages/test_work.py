@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from rlhf_ray.data.collate import response_sequence
+from rlhf_ray.errors import DataError
 from rlhf_ray.records import IntArray
-from rlhf_ray.stages.work import ReferencedRanking, TokenizedRanking, flat_pairs, mismatch, plan_preferences
+from rlhf_ray.stages.work import (
+    ReferencedRanking,
+    TokenizedRanking,
+    flat_pairs,
+    mismatch,
+    mismatches,
+    plan_preferences,
+)
 
 
 def ids(*tokens: int) -> IntArray:
@@ -53,3 +61,11 @@ def test_every_rank_knows_the_weight_of_the_whole_batch(single: bool, weight: fl
     assert len({len(work.micro_batches) for work in works}) == 1
     dealt = [each.ranking.index for work in works for rows in work.micro_batches for each in rows]
     assert sorted(dealt) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_mismatched_response_never_belongs_to_the_same_prompt_though_neighbours_share_one() -> None:
+    made = mismatches([FOUR, FOUR, TWO, FOUR])  # FOUR's first response is 1, TWO's 6, 7, 8
+    assert [each.token_ids[each.mask].tolist() for each in made] == [[6, 7, 8], [6, 7, 8], [1], [6, 7, 8]]
+    assert [each.token_ids[~each.mask].tolist() for each in made] == [[90, 91], [90, 91], [91, 91], [90, 91]]
+    with pytest.raises(DataError, match="all rankings have one; bring more"):
+        mismatches([FOUR, FOUR])
