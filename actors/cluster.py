@@ -25,7 +25,7 @@ def cluster(config: ClusterConfig, *, wanted_cpus: float) -> Iterator[None]:
     A local cluster is told of as many logical CPUs as the run wants: on a laptop its roles take turns, and Ray's counts
     are for placement, not a limit on time.
     """
-    if _joins_existing(config):
+    if joins_existing(config):
         _join(config)
         try:
             yield
@@ -66,7 +66,8 @@ def _environment(**variables: str) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _joins_existing(config: ClusterConfig) -> bool:
+def joins_existing(config: ClusterConfig) -> bool:
+    """Whether a run joins a cluster that is there; else it starts one on this machine."""
     # A job on a cluster finds its address there; an http address is where jobs are sent, not a cluster to join.
     inside_job = "RAY_JOB_ID" in os.environ or not os.environ.get("RAY_ADDRESS", "http").startswith("http")
     return config.address not in ("local", "auto_or_local") or (config.address == "auto_or_local" and inside_job)

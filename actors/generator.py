@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_ray.records import GenerationRequest, Rollout, RolloutSummary, SamplingSettings
+from actors.pulse import Watched
+from rlhf_ray.records import GenerationRequest, IntArray, Rollout, RolloutSummary, SamplingSettings
 
 
-class GeneratorActor:
+class GeneratorActor(Watched):
     """``arguments`` are those of GenerationEngine."""
 
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
         self._engine: Any = None
 
-    async def start(self) -> None:
-        """Load the model; the engine wants a running event loop."""
+    async def start(self) -> str:
+        """Load the model, for the engine wants a running event loop; the address of this node."""
+        import ray
+
         from rlhf_ray.engines.generation import GenerationEngine
 
         self._engine = GenerationEngine(**self._arguments)
+        return str(ray.util.get_node_ip_address())
+
+    async def watch(self) -> None:
+        """Wait for ever: fails when this process dies, and raises GenerationError when its engine does."""
+        await self._engine.watch()
 
     async def generate(
         self, requests: Sequence[GenerationRequest], settings: SamplingSettings
@@ -27,6 +36,11 @@ class GeneratorActor:
         """Sample one shard; two objects, so that the rollouts stay here and their summaries travel."""
         rollouts = sorted([r async for r in self._engine.generate(requests, settings)], key=lambda r: r.order)
         return tuple(rollouts), tuple(r.summary for r in rollouts)
+
+    async def next_token_logprobs(self, prompts: Sequence[IntArray], token_ids: Sequence[int]) -> list[list[float]]:
+        """One list a prompt; the engine batches them as it can."""
+        lists = [self._engine.next_token_logprobs([int(t) for t in prompt], token_ids) for prompt in prompts]
+        return list(await asyncio.gather(*lists))
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         result: list[float] = await self._engine.prompt_logprobs(token_ids)

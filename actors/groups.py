@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from actors.answers import answer, answers
+from actors.answers import answers
+from actors.replicas import Replicas
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.records import GenerationRequest, Graded, SamplingSettings, Score
+from rlhf_ray.records import Graded, Score
 from rlhf_ray.rewards.combine import combine
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
 from rlhf_ray.selection import pairs_of
 from rlhf_ray.stages.ppo_failure import Findings
 from rlhf_ray.stages.ppo_plan import PpoWork, plan_ppo, with_sample_size
 from rlhf_ray.stages.work import SequenceWork
+from rlhf_ray.supervision.patience import Patience
+
+TRAINER_RANK = "trainer rank"  # what errors call one
 
 
 class TrainerGroup:
@@ -29,7 +33,7 @@ class TrainerGroup:
         self.ranks = list(ranks)
         self.config = config
         self._device = device
-        self._timeout_s = timeout_s
+        self._patience = Patience(timeout_s)
 
     async def start(self, spec: Any) -> None:
         """Let every rank join the group and load its share of the models."""
@@ -63,8 +67,8 @@ class TrainerGroup:
         parts = await self._all("evaluate", [a.evaluate.remote(w) for a, w in zip(self.ranks, works, strict=True)])
         return MetricSums.merged(parts)
 
-    async def score(self, works: Sequence[Any]) -> dict[int, tuple[float, ...]]:
-        """Scores of every ranking's responses, by the index of the ranking."""
+    async def score(self, works: Sequence[Any]) -> dict[int, Any]:
+        """Raw scores of every ranking's responses or of every response's steps, by the index of either."""
         parts = await self._all("score", [a.score.remote(w) for a, w in zip(self.ranks, works, strict=True)])
         return {index: scores for part in parts for index, scores in part}
 
@@ -82,7 +86,10 @@ class TrainerGroup:
         await self._all("load_state", [a.load_state.remote(directory, tag) for a in self.ranks])
 
     async def _all(self, verb: str, refs: list[Any]) -> list[Any]:
-        return await answers(refs, who="trainer rank", verb=verb, timeout_s=self._timeout_s)
+        begun = time.monotonic()
+        found = await answers(refs, who=TRAINER_RANK, verb=verb, timeout_s=self._patience.of(verb))
+        self._patience.saw(verb, time.monotonic() - begun)
+        return found
 
 
 class PpoTrainerGroup:
@@ -100,6 +107,10 @@ class PpoTrainerGroup:
         self._config = config
         self._seed = seed
         self._demonstrations = demonstrations
+
+    @property
+    def ranks(self) -> list[Any]:
+        return self.group.ranks
 
     async def update(
         self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
@@ -143,7 +154,8 @@ class PpoTrainerGroup:
             seed=self._seed,
             ptx=self._demonstrations(step),
         )
-        return works, [_blocks_of(shards, set(work.scores)) for work in works]
+        held = [[summary.order for summary in shard.summaries] for shard in shards]
+        return works, [_blocks_of(shards, held, work.scores.keys()) for work in works]
 
     async def save(self, directory: str) -> None:
         await self.group.save(directory)
@@ -155,83 +167,45 @@ class PpoTrainerGroup:
         await self.group.load_state(directory, tag)
 
 
-def _blocks_of(shards: Sequence[ScoredShard], orders: set[int]) -> list[Ref]:
+def _blocks_of(shards: Sequence[ScoredShard], held: Sequence[Sequence[int]], orders: Set[int]) -> list[Ref]:
     """References of the shards that hold any of ``orders``: rollouts, reference log-probabilities, and so on."""
-    needed = [shard for shard in shards if any(s.order in orders for s in shard.summaries)]
+    needed = [shard for shard, own in zip(shards, held, strict=True) if not orders.isdisjoint(own)]
     return [ref for shard in needed for ref in (shard.rollouts, shard.ref_logprobs)]
-
-
-class GeneratorGroup:
-    """The engines as one generator. Shards are cut by order, and each goes to the engine with the least to do."""
-
-    def __init__(self, engines: Sequence[Any], *, shard_size: int, max_running: int, timeout_s: float) -> None:
-        self.engines = list(engines)
-        self._shard_size = shard_size
-        self._max_running = max_running  # requests an engine is given at a time
-        self._timeout_s = timeout_s
-
-    async def generate(
-        self, requests: Sequence[GenerationRequest], settings: SamplingSettings
-    ) -> AsyncIterator[RolloutShard]:
-        """Yield each shard when its last rollout is there."""
-        ordered = sorted(requests, key=lambda r: r.order)
-        waiting = deque(ordered[i : i + self._shard_size] for i in range(0, len(ordered), self._shard_size))
-        load = [0] * len(self.engines)
-        running: dict[asyncio.Future[RolloutShard], tuple[int, int]] = {}
-        try:
-            while waiting or running:
-                while waiting and (engine := self._engine_for(len(waiting[0]), load)) is not None:
-                    shard = waiting.popleft()
-                    load[engine] += len(shard)
-                    running[asyncio.ensure_future(self._shard(engine, shard, settings))] = (engine, len(shard))
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    engine, size = running.pop(task)
-                    load[engine] -= size
-                    yield task.result()
-        finally:
-            for task in running:
-                task.cancel()
-
-    async def load(self, model_path: str) -> None:
-        """Let every engine serve another checkpoint of the same architecture."""
-        loading = [engine.load.remote(model_path) for engine in self.engines]
-        await answers(loading, who="generator", verb="load", timeout_s=self._timeout_s)
-
-    def _engine_for(self, size: int, load: Sequence[int]) -> int | None:
-        """The engine with the least to do, if ``size`` more fit there; an idle one takes a shard of any size."""
-        engine = min(range(len(load)), key=lambda i: (load[i], i))
-        return engine if load[engine] == 0 or load[engine] + size <= self._max_running else None
-
-    async def _shard(
-        self, engine: int, requests: Sequence[GenerationRequest], settings: SamplingSettings
-    ) -> RolloutShard:
-        rollouts, summaries = self.engines[engine].generate.options(num_returns=2).remote(list(requests), settings)
-        known = await answer(summaries, who=f"generator {engine}", verb="generate", timeout_s=self._timeout_s)
-        return RolloutShard(known, rollouts)
 
 
 class ReferenceGroup:
     """Replicas of the frozen reference, used in turn."""
 
-    def __init__(self, replicas: Sequence[Any], *, timeout_s: float, whole_distributions: bool = False) -> None:
-        self._replicas = list(replicas)
-        self._timeout_s = timeout_s
-        self._whole_distributions = whole_distributions
-        self._next = 0
+    def __init__(self, replicas: Replicas, *, whole_distributions: bool = False) -> None:
+        self._replicas = replicas
+        self._verb = "distributions" if whole_distributions else "logprobs"
 
     async def logprobs(self, shard: RolloutShard) -> Ref:
-        self._next += 1
-        replica = self._replicas[self._next % len(self._replicas)]
-        verb = replica.distributions if self._whole_distributions else replica.logprobs
-        return verb.remote(shard.rollouts)
+        """Where the numbers lie, once they are there: until then another replica may have to compute them."""
+        found: dict[str, Ref] = {}
+
+        def call(replica: Any) -> Any:
+            found["block"], done = self._of(replica).options(num_returns=2).remote(shard.rollouts)
+            return done
+
+        await self._replicas.ask(call, verb=self._verb, rollouts=names_of(shard))
+        return found["block"]
+
+    def _of(self, replica: Any) -> Any:
+        return replica.distributions if self._verb == "distributions" else replica.logprobs
 
     async def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
         """Of each sequence the summed log-probability of the tokens that count, in the order of the sequences."""
         count = len(self._replicas)
-        parts = [replica.response_logprobs.remote(sequences[i::count]) for i, replica in enumerate(self._replicas)]
-        found = await answers(parts, who="reference", verb="response_logprobs", timeout_s=self._timeout_s)
+        found = await asyncio.gather(*(self._part(sequences, i, count) for i in range(count)))
         return tuple(found[i % count][i // count] for i in range(len(sequences)))
+
+    async def _part(self, sequences: Sequence[TokenSequence], first: int, count: int) -> Any:
+        part = sequences[first::count]
+        rows = [f"sequence {index}" for index in range(first, len(sequences), count)]
+        return await self._replicas.ask(
+            lambda replica: replica.response_logprobs.remote(part), verb="response_logprobs", rollouts=rows
+        )
 
 
 class AdapterReference:
@@ -247,23 +221,19 @@ class AdapterReference:
 class RewardSourceGroup:
     """Replicas of one source of scores, used in turn."""
 
-    def __init__(self, name: str, replicas: Sequence[Any], *, timeout_s: float) -> None:
-        self._name = name
-        self._replicas = list(replicas)
-        self._timeout_s = timeout_s
-        self._next = 0
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
 
     async def grade(self, shard: RolloutShard) -> tuple[Graded, ...]:
         """What the source says of each rollout."""
-        self._next += 1
-        replica = self._next % len(self._replicas)
-        grades: tuple[Graded, ...] = await answer(
-            self._replicas[replica].grade.remote(shard.rollouts),
-            who=f"{self._name} {replica}",
-            verb="score",
-            timeout_s=self._timeout_s,
+        grades: tuple[Graded, ...] = await self._replicas.ask(
+            lambda replica: replica.grade.remote(shard.rollouts), verb="score", rollouts=names_of(shard)
         )
         return grades
+
+
+def names_of(shard: RolloutShard) -> list[str]:
+    return [summary.rollout_id for summary in shard.summaries]
 
 
 class CombinedRewards:

@@ -83,7 +83,9 @@ def stages(config: RunConfig, device: str) -> dict[str, tuple[Bundle, ...]]:
         wanted["reward_model"] = train
     if "ppo" in config.methods:
         wanted["ppo"] = (*train, *generate, *reference(config, device), *rewards(config, device))
-    if "dpo" in config.methods:
+    if config.dpo_is_online:
+        wanted["dpo"] = (*train, *generate, *reference_servers(config, device), *rewards(config, device))
+    elif "dpo" in config.methods:
         wanted["dpo"] = reference_servers(config, device)  # before its ranks, which are those of SFT
     scoring = rewards(config, device) if config.scores_responses else ()
     if "raft" in config.methods:

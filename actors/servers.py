@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actors.pulse import Watched
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.data.collate import TokenSequence
@@ -12,7 +13,7 @@ from rlhf_ray.records import FloatArray, Graded, Rollout
 from rlhf_ray.rewards.texts import PromptText
 
 
-class ReferenceActor:
+class ReferenceActor(Watched):
     """``arguments`` are those of ReferenceEngine."""
 
     def __init__(self, **arguments: Any) -> None:
@@ -23,32 +24,34 @@ class ReferenceActor:
     def ready(self) -> None:
         """Answer once the model is loaded."""
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
-        return self._engine.logprobs(rollouts)
+    def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
+        """Two objects, so that the numbers stay here and their count, which says that they are there, travels."""
+        return self._engine.logprobs(rollouts), len(rollouts)
 
     def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
         return self._engine.response_logprobs(sequences)
 
-    def distributions(self, rollouts: Sequence[Rollout]) -> tuple[FloatArray, ...]:
-        return self._engine.distributions(rollouts)
+    def distributions(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
+        """Like :meth:`logprobs`."""
+        return self._engine.distributions(rollouts), len(rollouts)
 
 
-class RewardModelActor:
-    """``arguments`` are those of RewardModelEngine."""
+class RewardModelActor(Watched):
+    """``arguments`` are those of RewardEnsemble."""
 
     def __init__(self, **arguments: Any) -> None:
-        from rlhf_ray.engines.scoring import RewardModelEngine
+        from rlhf_ray.engines.scoring import RewardEnsemble
 
-        self._engine = RewardModelEngine(**arguments)
+        self._engine = RewardEnsemble(**arguments)
 
     def ready(self) -> None:
-        """Answer once the model is loaded."""
+        """Answer once the models are loaded."""
 
     def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
-        return tuple(Graded(score) for score in self._engine.score(rollouts))
+        return self._engine.grade(rollouts)
 
 
-class ProcessRewardActor:
+class ProcessRewardActor(Watched):
     """``arguments`` are those of ProcessRewardEngine, but that the separator is text, for this tokenizer."""
 
     def __init__(self, *, tokenizer: str, model: ModelConfig, step_separator: str, **arguments: Any) -> None:
@@ -65,7 +68,7 @@ class ProcessRewardActor:
         return self._engine.grade(rollouts)
 
 
-class RewardFunctionActor:
+class RewardFunctionActor(Watched):
     """A function or a service. Text is decoded here, where it is scored; ``prompts`` are by prompt_id."""
 
     def __init__(

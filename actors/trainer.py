@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from actors.pulse import Watched
 
-class TrainerActor:
+
+class TrainerActor(Watched):
     """Builds its learner when the whole group exists, since joining the group waits for every rank."""
 
     def __init__(self) -> None:

@@ -29,12 +29,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.learning_point import Point  # noqa: E402
-from benchmarks.record_runs import RESULTS, machine, machine_line  # noqa: E402
+from benchmarks.record_runs import RESULTS, machine_line, record_of, write_record  # noqa: E402
 
 PRESET = "configs/quickstart.yaml"
 STEPS, ROLLOUTS, EVAL_EVERY = 30, 128, 5
 SHARED = ("model", "sft", "comparison", "reward_model")
-EVAL_PROMPTS, EVAL_RESPONSES = 400, 2
+EVAL_PROMPTS, EVAL_RESPONSES = 400, 4
 COMMON = (
     f"ppo.num_steps={STEPS}",
     f"ppo.rollouts_per_step={ROLLOUTS}",
@@ -51,7 +51,12 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
     "ppo": (),
     "grpo": ("ppo.advantages=grpo", "ppo.loss.aggregation=sequence_mean", *GROUPS, *SLOWER),
     "dr_grpo": ("ppo.advantages=dr_grpo", "ppo.loss.aggregation=constant", *GROUPS),
-    "rloo": ("ppo.advantages=rloo", "ppo.loss.aggregation=sequence_sum", "ppo.responses_per_prompt=4"),
+    "rloo": (
+        "ppo.advantages=rloo",
+        "ppo.loss.surrogate=response",
+        "ppo.loss.aggregation=sequence_sum",
+        "ppo.responses_per_prompt=4",
+    ),
     "opo": ("ppo.advantages=opo", *GROUPS),
     "remax": ("ppo.advantages=remax",),
     "reinforce_pp": ("ppo.advantages=reinforce_pp",),
@@ -157,27 +162,25 @@ def make_environments(folder: Path) -> None:
 
 
 def command(verb: str, seed: int, directory: Path, *overrides: str) -> None:
-    call = [sys.executable, "-m", "launch.cli", verb, PRESET, f"seed={seed}", f"output_dir={directory}", *overrides]
+    call = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        *verb.split(),
+        PRESET,
+        f"seed={seed}",
+        f"output_dir={directory}",
+        *overrides,
+    ]
     subprocess.run(call, cwd=CHECKOUT, check=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- record
 def write(curves: Sequence[Curve], arguments: argparse.Namespace) -> None:
-    from rlhf_ray.pipeline.report import versions
-
-    record = {
-        "name": "learning",
-        "command": command_line(arguments),
-        "note": arguments.note,
-        "machine": machine(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "settings": {name: [*COMMON, *overrides] for name, overrides in ALGORITHMS.items()},
-        "curves": [asdict(curve) for curve in curves],
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "learning.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / "learning.md").write_text(table(record, curves))
-    plot(curves, RESULTS / "learning.png")
+    settings = {name: [*COMMON, *overrides] for name, overrides in ALGORITHMS.items()}
+    content = {"settings": settings, "curves": [asdict(curve) for curve in curves]}
+    record = record_of("learning", command_line(arguments), arguments.note, **content)
+    plot(curves, write_record(record, table(record, curves)))
 
 
 def command_line(arguments: argparse.Namespace) -> str:

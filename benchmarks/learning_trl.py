@@ -50,7 +50,6 @@ NOT_THE_SAME = (
     "The KL coefficient is the run's in all three. PPO takes it times log policy - log reference off the reward of "
     "every token, like ours. RLOO takes it times the sum of that over a response off the response's reward, like ours. "
     "GRPO adds it times the importance-weighted k3 estimate to every token's loss, like ours.",
-    "RLOO in TRL clips the ratio of whole responses; ours that of tokens.",
     "GRPO runs with loss_type=grpo (TRL's default is dapo), our sequence_mean.",
     "PPO in TRL has one optimizer: the critic learns at the policy's rate (ours at its own, 1e-3). It clips no "
     "gradient, and puts the score one position after EOS. Its minibatches are drawn anew in every epoch; elsewhere "

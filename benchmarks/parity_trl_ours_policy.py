@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.parity_trl_ours import Case, Row, loss_and_gradient, mean, metric, of_model, policy
+from benchmarks.parity_trl_ours import Case, Row, loss_and_gradient, metric, of_model, policy
 from rlhf_ray.algo.advantages import GRPO_EPSILON, group_advantages, group_centred
 from rlhf_ray.algo.corrections import rollout_weights
 from rlhf_ray.algo.kl import kl_loss_terms
 from rlhf_ray.algo.losses import Aggregation, LossSums, aggregation_total, aggregation_weights
 from rlhf_ray.algo.masked import masked_sum
-from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss
+from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss, response_loss
 from rlhf_ray.algo.rewards import shape_rewards
 
 TRL_EPSILON = 1e-4  # TRL adds this to a group's standard deviation
@@ -107,16 +107,20 @@ def clipped_share(name: str, options: Mapping[str, Any], tensors: Mapping[str, T
 def leave_one_out_loss(case: Case) -> Iterator[Row]:
     mask = case.given["policy.response_mask"]
     logprobs = case.given["policy.logprobs"].clone().requires_grad_()
-    sums = policy_loss(
-        logprobs=masked_sum(values=logprobs, mask=mask, dim=-1)[:, None],
-        old_logprobs=masked_sum(values=case.given["policy.old_logprobs"], mask=mask, dim=-1)[:, None],
-        advantages=case.given["policy.advantages"][:, None],
-        response_mask=torch.ones(len(mask), 1, dtype=torch.bool),
-        clip_ratio=0.2,
+    tensors = policy_tensors(case, logprobs)
+    sums = response_loss(**tensors, clip_ratio=0.2)
+    once = response_loss(**tensors, clip_ratio=0.2, token_weights=1 / mask.sum(-1, keepdim=True).expand_as(logprobs))
+    note = "a response's term once a token here: each weighted by 1 / length in the loss, not in the gradient"
+    yield Row("RLOO loss", "rloo.loss", once.loss.detach() / len(mask), note)
+    yield Row("RLOO loss: gradient", "rloo.gradient", torch.autograd.grad(sums.loss / len(mask), logprobs)[0], note)
+    alone = [response_loss(**{k: t[i : i + 1] for k, t in tensors.items()}, clip_ratio=0.2) for i in range(len(mask))]
+    shares = torch.stack([metric(row, "clip_fraction") for row in alone])
+    yield Row(
+        "RLOO loss: clip_ratio/region_mean",
+        "rloo.clip_ratio/region_mean",
+        shares.mean(),
+        "of sequences there, of tokens here: rows counted once",
     )
-    note = "one ratio a response there, one a token here: each response given as one token"
-    yield from loss_and_gradient("RLOO loss", "rloo", mean(sums), logprobs, note)
-    yield Row("RLOO loss: clip_ratio/region_mean", "rloo.clip_ratio/region_mean", metric(sums, "clip_fraction"), note)
 
 
 def advantages(case: Case) -> Iterator[Row]:

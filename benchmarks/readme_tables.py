@@ -17,24 +17,53 @@ from record_runs import CHECKOUT, RESULTS, value
 from rlhf_ray.metrics.statistics import proportion_interval
 
 README = CHECKOUT / "README.md"
-BLOCK = re.compile(r"<!-- RESULTS -->.*<!-- /RESULTS -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (RESULTS|FEEDBACK RESULTS) -->.*?<!-- /\1 -->", re.DOTALL)
 Run = Mapping[str, Any]
 
 
 def main() -> int:
     before = README.read_text()
-    after = BLOCK.sub(lambda _: block(), before)
+    blocks = {"RESULTS": results, "FEEDBACK RESULTS": feedback}
+    after = BLOCK.sub(lambda found: "\n\n".join(enclosed(found[1], blocks[found[1]]())), before)
     if "--check" in sys.argv:
         return int(before != after)
     README.write_text(after)
     return 0
 
 
-def block() -> str:
-    parts = ["<!-- RESULTS -->", quickstart(), movie(), hh()]
+def enclosed(name: str, parts: Sequence[str]) -> list[str]:
+    return [f"<!-- {name} -->", *parts, f"<!-- /{name} -->"]
+
+
+def results() -> list[str]:
     optional = {"learning": learning, "parity_trl": parity, "equivalence": equivalence}
-    parts += [make() for name, make in optional.items() if (RESULTS / f"{name}.json").exists()]
-    return "\n\n".join([*parts, "<!-- /RESULTS -->"])
+    return [quickstart(), movie(), hh(), *(make() for name, make in optional.items() if is_recorded(name))]
+
+
+def feedback() -> list[str]:
+    """What each way of getting and using labels came to, as far as it is recorded."""
+    return [f"{text}\n{source(name)}\n\n{recorded_table(name)}" for name, text in FEEDBACK.items() if is_recorded(name)]
+
+
+FEEDBACK = {
+    "methods": "**The methods** from the same SFT model and comparisons",
+    "iteration": "**Rounds** against one round with as many labels",
+    "judge_error": "**A judge's errors** and what they cost, people's labels of the same pairs beside them",
+    "constitution": "**A constitution** on and off: who is refused",
+}
+
+
+def source(name: str) -> str:
+    record = load(name)
+    return f"(`{record['command']}`; [benchmarks/results/{name}.md](benchmarks/results/{name}.md)):"
+
+
+def recorded_table(name: str) -> str:
+    return "\n".join(line for line in (RESULTS / f"{name}.md").read_text().splitlines() if line.startswith("|"))
+
+
+def is_recorded(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
 
 
 def quickstart() -> str:

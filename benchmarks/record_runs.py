@@ -48,9 +48,7 @@ def main() -> int:
     runs = [run(arguments.config, seed, arguments.runs / f"{name}_seed{seed}", overrides) for seed in arguments.seeds]
     command = shlex.join(["python", "benchmarks/record_runs.py", *without_runs(sys.argv[1:])])
     record = {"name": name, "command": command, "note": arguments.note, "machine": machine(), "runs": runs}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table(record))
+    write_record(record, table(record))
     print(table(record))
     return 0
 
@@ -77,6 +75,31 @@ def without_runs(arguments: Sequence[str]) -> list[str]:
 def machine() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "processor": processor(), "gpu": "none"}
+
+
+def record_of(name: str, command: str, note: str, **content: Any) -> dict[str, Any]:
+    """A record: what regenerates it, where it was made, and ``content``."""
+    from rlhf_ray.pipeline.report import versions
+
+    made_with = ", ".join(f"{library} {version}" for library, version in versions().items())
+    return {"name": name, "command": command, "note": note, "machine": machine(), "versions": made_with, **content}
+
+
+def write_record(record: Mapping[str, Any], page: str, folder: Path = RESULTS) -> Path:
+    """Write NAME.json and its page NAME.md; return where the plot belongs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{record['name']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{record['name']}.md").write_text(page)
+    return folder / f"{record['name']}.png"
+
+
+def opening(record: Mapping[str, Any], title: str, summary: str) -> list[str]:
+    """The lines of a page before its table."""
+    return [f"# {title}", "", f"Command: `{record['command']}`", "", machine_line(record), "", summary, ""]
+
+
+def closing(record: Mapping[str, Any]) -> list[str]:
+    return ["", f"Versions: {record['versions']}", ""]
 
 
 def processor() -> str:

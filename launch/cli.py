@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from rlhf_ray.config.load import load_config, to_yaml
-from rlhf_ray.config.run import RunConfig
-from rlhf_ray.errors import ConfigError, RlhfError
+from launch import evaluate, judge, live, metrics, submit_commands
+from launch.command import Config, Overrides, Print, command_line, guard, settings_of
+from launch.doctor import doctor
+from launch.plan import plan
+from launch.view import view
+from rlhf_ray.errors import ConfigError
 
 app = typer.Typer(
     add_completion=False,
@@ -21,11 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement learning from human feedback on Ray, vLLM and DeepSpeed.",
 )
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, for example configs/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Settings to change.", show_default=False)
-]
-Print = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
 
 @app.command()
@@ -65,22 +60,29 @@ def raft(config: Config, overrides: Overrides = None, print_config: Print = Fals
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Compare the SFT model with what each method made of it on held-out prompts (after the stages before it)."""
-    _run(config, overrides, print_config, until="evaluation")
+def iterate(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Round after round: sample, label, train on all labels so far, evaluate. Continues where it stopped."""
+    settings = settings_of(config, overrides, print_config)
+
+    def run() -> None:
+        from launch.jobs import iterate_rounds
+
+        asyncio.run(iterate_rounds(settings, command=command_line()))
+
+    guard(run)
 
 
 @app.command()
 def report(config: Config, overrides: Overrides = None, print_config: Print = False) -> None:
     """Write the report of a finished run again; starts nothing."""
-    settings = _settings(config, overrides, print_config)
+    settings = settings_of(config, overrides, print_config)
 
     def write() -> None:
         from launch.jobs import report_again
 
-        report_again(settings, command=_command())
+        report_again(settings, command=command_line())
 
-    _guard(write)
+    guard(write)
 
 
 @app.command()
@@ -92,14 +94,14 @@ def generate(
     print_config: Print = False,
 ) -> None:
     """Sample responses to the task's held-out prompts from a model of the run, as jsonl."""
-    settings = _settings(config, overrides, print_config)
+    settings = settings_of(config, overrides, print_config)
 
     def run() -> None:
         from launch.jobs import generate_responses
 
-        asyncio.run(generate_responses(settings, model=model, output=output, command=_command()))
+        asyncio.run(generate_responses(settings, model=model, output=output, command=command_line()))
 
-    _guard(run)
+    guard(run)
 
 
 @app.command()
@@ -119,20 +121,40 @@ def replay(
 
     Of a quarantined step, do again what failed and tell which numbers are bad; status 1 if nothing fails.
     """
-    config = _guard(lambda: _config_of(directory))
-    settings, recorded = _settings(config, overrides, print_config), _settings(config, None, False)
+    config = guard(lambda: _config_of(directory))
+    settings, recorded = settings_of(config, overrides, print_config), settings_of(config, None, False)
 
     def run() -> None:
         from launch.jobs import examine_quarantined, replay_recorded
 
         if (directory / "quarantine.json").is_file():
-            done = examine_quarantined(settings, recorded=recorded, step=directory, command=_command())
+            done = examine_quarantined(settings, recorded=recorded, step=directory, command=command_line())
         else:
-            done = replay_recorded(settings, recorded=recorded, root=directory, command=_command())
+            done = replay_recorded(settings, recorded=recorded, root=directory, command=command_line())
         if not asyncio.run(done):
             raise typer.Exit(1)
 
-    _guard(run)
+    guard(run)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run's output_dir.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the checkpoint goes.")],
+    step: Annotated[int | None, typer.Option(help="The state after this step.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best by checkpoints.best_metric.")] = False,
+    last: Annotated[bool, typer.Option("--last", help="The newest state: the default.")] = False,
+    print_config: Print = False,
+) -> None:
+    """Write the policy of one of a run's saved states as a Hugging Face checkpoint; starts no cluster."""
+    settings = settings_of(guard(lambda: _config_of(directory)), None, print_config)
+
+    def run() -> None:
+        from launch.export import export_checkpoint
+
+        export_checkpoint(settings, run=directory, step=step, best=best, last=last, target=to)
+
+    guard(run)
 
 
 # ------------------------------------------------------------------------------------------------------------- feedback
@@ -158,7 +180,28 @@ def feedback_import(
         left_out = "".join(f", {count} {reason.replace('_', ' ')}" for reason, count in done.dropped.items())
         print(f"{done.items} items, {done.judgements} new judgements{left_out}: {store}")
 
-    _guard(run)
+    guard(run)
+
+
+@feedback.command("add")
+def feedback_add(
+    store: Store,
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, or hub:owner/name.")],
+) -> None:
+    """Add prompts with responses that wait for judgement; ranks in the files are left out. See `rlhf-ray label`."""
+
+    def run() -> None:
+        from rlhf_ray.data.sources import check_source
+        from rlhf_ray.feedback.questions import add_questions
+        from rlhf_ray.feedback.store import open_store
+
+        for source in sources:
+            check_source(source, field="FILE")
+        with open_store(store, create=True) as opened:
+            done = add_questions(opened, sources)
+        print(f"{done.items} items, {done.new} of them new, {done.gold} with a known answer: {store}")
+
+    guard(run)
 
 
 @feedback.command("export")
@@ -180,7 +223,7 @@ def feedback_export(
         with open_store(store) as opened:
             print(f"{export(opened, file, shape)} records: {file}")
 
-    _guard(run)
+    guard(run)
 
 
 @feedback.command("stats")
@@ -195,28 +238,68 @@ def feedback_stats(store: Store) -> None:
             for line in report(opened):
                 print(line)
 
-    _guard(run)
+    guard(run)
+
+
+app.command()(evaluate.evaluate)
+app.command()(evaluate.drift)
+app.command()(evaluate.chat)
+app.command()(metrics.metrics)
+app.command()(live.scale)
+app.command()(live.status)
+app.command()(live.resume_paused)
+app.command()(doctor)
+app.command()(plan)
+app.command()(view)
+app.add_typer(judge.judge, name="judge")
+app.add_typer(judge.constitution, name="constitution")
+
+
+app.command()(submit_commands.submit)
+app.add_typer(submit_commands.jobs, name="jobs")
 
 
 @app.command()
-def submit(
-    config: Config,
-    overrides: Overrides = None,
-    address: Annotated[str | None, typer.Option(help="The cluster's job server, http://HOST:8265.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
-    env: Annotated[list[str] | None, typer.Option(help="Environment variables to pass on, by name.")] = None,
-    print_config: Print = False,
+def label(
+    store: Store,
+    annotator: Annotated[list[str] | None, typer.Option(help="Who labels; one for each person.")] = None,
+    guidelines: Annotated[Path | None, typer.Option(metavar="FILE", help="Markdown beside the task.")] = None,
+    items: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask these item ids only, one a line.")] = None,
+    new_link: Annotated[str | None, typer.Option(metavar="NAME", help="Print a new link, void the old, stop.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="What to rate; default helpful, honest, harmless.")] = None,
+    no_axes: Annotated[bool, typer.Option("--no-axes", help="Rank only, rate nothing.")] = False,
+    scale: Annotated[int, typer.Option(help="Ratings go from 1 to this.")] = 5,
+    overlap_every: Annotated[int, typer.Option(help="Every n-th item goes to several annotators; 0: none.")] = 5,
+    overlap: Annotated[int, typer.Option(help="To so many.")] = 2,
+    gold_every: Annotated[int, typer.Option(help="One in n questions has a known answer; 0: none.")] = 10,
+    lease_minutes: Annotated[float, typer.Option(help="How long an item in hand is kept from others.")] = 30.0,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve on; 0 takes a free one.")] = 8100,
+    open_to_network: Annotated[
+        bool, typer.Option("--open-to-network", help="Allow a --host that other machines reach, over plain http.")
+    ] = False,
+    public_url: Annotated[str, typer.Option(help="How people reach the page, e.g. https://label.example.org.")] = "",
 ) -> None:
-    """Run the pipeline as a job on a Ray cluster; the exit status is the job's."""
-    _settings(config, overrides, print_config)
+    """Serve the page on which people rank the store's responses; each annotator gets a link of their own."""
 
     def run() -> None:
-        from launch import submit as jobs
+        from launch import label as page
+        from rlhf_ray.config.labelling import AssignmentConfig, LabellingConfig, ServingConfig
 
-        outcome = jobs.submit(config, overrides or [], address=address, follow=not detach, pass_env=env or [])
-        raise typer.Exit(outcome.exit_code)
+        axes = {} if axis is None and not no_axes else {"axes": () if no_axes else tuple(axis or ())}
+        settings = LabellingConfig(
+            annotators=tuple(annotator or ()),
+            scale=scale,
+            assignment=AssignmentConfig(overlap_every, overlap, gold_every, lease_minutes),
+            serving=ServingConfig(host, port, open_to_network, public_url),
+            **axes,
+        )
+        if new_link is not None:
+            page.print_new_link(store, settings, new_link)
+        else:
+            page.serve_page(store, settings, guidelines=guidelines, items=items)
 
-    _guard(run)
+    guard(run)
 
 
 def main() -> None:
@@ -226,22 +309,14 @@ def main() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- helpers
 def _run(config: Path, overrides: list[str] | None, print_config: bool, *, until: str, report: bool = False) -> None:
-    settings = _settings(config, overrides, print_config)
+    settings = settings_of(config, overrides, print_config)
 
     def run() -> None:
         from launch.jobs import run_until
 
-        asyncio.run(run_until(settings, until=until, report=report, command=_command()))
+        asyncio.run(run_until(settings, until=until, report=report, command=command_line()))
 
-    _guard(run)
-
-
-def _settings(config: Path, overrides: list[str] | None, print_config: bool) -> RunConfig:
-    settings: RunConfig = _guard(lambda: load_config(config, overrides or []))
-    if print_config:
-        typer.echo(to_yaml(settings), nl=False)
-        raise typer.Exit(0)
-    return settings
+    guard(run)
 
 
 def _config_of(directory: Path) -> Path:
@@ -252,22 +327,6 @@ def _config_of(directory: Path) -> Path:
             "RUN_DIR", str(directory), "holds no config.yaml", "give a run's output_dir or a quarantined step"
         )
     return config
-
-
-def _guard(action: Callable[[], Any]) -> Any:
-    """Run ``action``; an error that we raised on purpose becomes one readable line and exit status 2."""
-    try:
-        return action()
-    except RlhfError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-        raise typer.Exit(2) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        typer.secho("stopped; the same command goes on where this one was", err=True, fg=typer.colors.YELLOW)
-        raise typer.Exit(130) from None
-
-
-def _command() -> str:
-    return shlex.join(["rlhf-ray", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import signal
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from actors import requirements
 from actors.cluster import cluster, resolve_device
 from actors.fleet import Fleet
 from actors.placement import total
+from launch.command import be_quiet
 from rlhf_ray.config.load import to_yaml
 from rlhf_ray.config.run import BEST_OF_N, RunConfig
 from rlhf_ray.data.jsonl import write_jsonl
@@ -22,15 +24,21 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.metrics.evaluation import GradedResponse
 from rlhf_ray.metrics.memory import PeakMemory
 from rlhf_ray.metrics.report import terminal_summary
+from rlhf_ray.metrics.rounds import plot_rounds, rounds_table
 from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.evaluation import evaluate_models
+from rlhf_ray.pipeline.ppo_run import make_mirror
 from rlhf_ray.pipeline.quarantine import Quarantined, examine
 from rlhf_ray.pipeline.replay import RecordedRun, replay_run
 from rlhf_ray.pipeline.report import write_all
+from rlhf_ray.pipeline.rounds import require_iterable, require_labels, run_rounds, summarise_rounds
 from rlhf_ray.pipeline.run import load_finished, run_stages, take_up
 from rlhf_ray.pipeline.text import TextTools
+from rlhf_ray.stopping import Stop, StoppedError
+from rlhf_ray.supervision.board import told
+from rlhf_ray.viewing.snapshot import SNAPSHOT_FILE, write_snapshot
 
 MEMORY_FILE = "peak_memory_bytes"
 
@@ -41,21 +49,53 @@ async def run_until(config: RunConfig, *, until: str, report: bool, command: str
     task = build_task(config.data)
     store = open_store(config)
     print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
-    with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)), PeakMemory() as memory:
-        end_on_sigterm()
+    if config.checkpoints.mirror:
+        make_mirror(config.checkpoints)  # a URL that nobody can open is an error at the door
+    stop = Stop(config.checkpoints.grace_s)
+    with cluster(config.cluster, wanted_cpus=wanted_cpus(config)), PeakMemory() as memory:
+        end_on_sigterm(stop)
         fleet = Fleet(config, resolve_device(config.device))
         fleet.require_room()
-        context = Context(config, task, fleet, store, command)
-        await run_stages(context, until)
+        context = Context(config, task, fleet, store, command, stop=stop)
+        try:
+            async with told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
+                await run_stages(context, until)
+        except asyncio.CancelledError:
+            if stop.asked:
+                raise StoppedError("the run was told to stop and has; what its stages had saved stays") from None
+            raise
     peak = _remember_peak(store, memory.peak_bytes)
     if report:
         _report(context, peak)
 
 
+async def iterate_rounds(config: RunConfig, *, command: str) -> None:
+    """Run the rounds that are not done, and write ``rounds.json``, ``rounds.png`` and a report of each round."""
+    be_quiet()
+    method = require_iterable(config)
+    task = build_task(config.data)
+    require_labels(config, task)
+    store = open_store(config)
+    print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
+    with cluster(config.cluster, wanted_cpus=wanted_cpus(config)), PeakMemory() as memory:
+        end_on_sigterm()
+        fleet = Fleet(config, resolve_device(config.device))
+        fleet.require_room()
+        context = Context(config, task, fleet, store, command)
+        async with told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
+            rounds = await run_rounds(context)
+    _remember_peak(store, memory.peak_bytes)
+    summary = summarise_rounds(rounds, method)
+    write_atomically(store.root / "rounds.json", json.dumps(summary, indent=2))
+    plot_rounds(summary, store.root / "rounds.png")
+    Console().print(rounds_table(summary))
+    print(f"Numbers: {store.root / 'rounds.json'}\nCurves: {store.root / 'rounds.png'}", flush=True)
+
+
 def report_again(config: RunConfig, *, command: str) -> None:
     """Write the report from the artefacts that are there."""
     store = ArtefactStore(Path(config.output_dir).resolve())
-    context = Context(config, build_task(config.data), _NoFleet(), store, command)
+    context = Context(config, build_task(config.data), NoFleet(), store, command)
     load_finished(context, "evaluation")
     _report(context, _remember_peak(store, 0))
 
@@ -64,7 +104,7 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
     """Sample, score and grade responses of one model, and write them as jsonl."""
     be_quiet()
     store = ArtefactStore(Path(config.output_dir).resolve())
-    context = Context(config, build_task(config.data), _NoFleet(), store, command)
+    context = Context(config, build_task(config.data), NoFleet(), store, command)
     load_finished(
         context, model if model in config.methods else "reward_model" if config.trains_reward_model else "sft"
     )
@@ -74,7 +114,7 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
         path = str(context.results(model)["policy"])
     else:
         path = str(checkpoint_directory(model, field="--model"))
-    with cluster(config.cluster, wanted_cpus=_wanted_cpus(config)):
+    with cluster(config.cluster, wanted_cpus=wanted_cpus(config)):
         end_on_sigterm()
         context.fleet = Fleet(config, resolve_device(config.device))
         responses = (await evaluate_models(context, {model: path}))[model]
@@ -86,7 +126,7 @@ async def generate_responses(config: RunConfig, *, model: str, output: Path | No
 async def replay_recorded(config: RunConfig, *, recorded: RunConfig, root: Path, command: str) -> bool:
     """Run PPO again from the rollouts saved under ``root``, print what differs; whether nothing does."""
     be_quiet()
-    context = Context(recorded, build_task(recorded.data), _NoFleet(), ArtefactStore(root.resolve()), command)
+    context = Context(recorded, build_task(recorded.data), NoFleet(), ArtefactStore(root.resolve()), command)
     changed = take_up(context, "ppo")
     run = RecordedRun.of(context.directory("ppo"), recorded)
     context.config = config
@@ -107,7 +147,7 @@ async def examine_quarantined(config: RunConfig, *, recorded: RunConfig, step: P
     """Do again what failed in a quarantined step, print what is found; whether it failed as it did then."""
     be_quiet()
     root = step.resolve().parents[2]  # OUTPUT_DIR/ppo/quarantine/step_000012
-    context = Context(recorded, build_task(recorded.data), _NoFleet(), ArtefactStore(root), command)
+    context = Context(recorded, build_task(recorded.data), NoFleet(), ArtefactStore(root), command)
     take_up(context, "ppo")
     quarantined = Quarantined.read(step.resolve())
     context.config = config
@@ -120,24 +160,26 @@ async def examine_quarantined(config: RunConfig, *, recorded: RunConfig, step: P
     return examination.reproduced
 
 
-def end_on_sigterm() -> None:
+def end_on_sigterm(stop: Stop | None = None) -> None:
     """Let SIGTERM unwind the run as Ctrl-C does, so that every actor ends and the cluster is closed.
 
-    Call it after Ray has started: Ray sets a handler of its own, which ends the process at once.
+    A stage that listens to ``stop`` has its grace period to save what it has done; a second SIGTERM ends it at once.
+    Call this after Ray has started: Ray sets a handler of its own, which ends the process at once.
     """
-    task = asyncio.current_task()
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+    def end(task: asyncio.Task[Any]) -> None:
+        if stop is None or not stop.heard or stop.asked:
+            if stop is not None:
+                stop.ask()
+            task.cancel()
+            return
+        print(f"told to stop: {stop.grace_s:g} s (checkpoints.grace_s) to save what is done", flush=True)
+        stop.ask()
+        loop.call_later(stop.grace_s, task.cancel)
+
     if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-
-
-def be_quiet() -> None:
-    """Keep vendors' banners out of a run's output; their errors still come through."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of this process; a trainer's own says what it has
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+        loop.add_signal_handler(signal.SIGTERM, end, task)
 
 
 def _row(response: GradedResponse) -> dict[str, object]:
@@ -152,7 +194,7 @@ def _row(response: GradedResponse) -> dict[str, object]:
     }
 
 
-class _NoFleet:
+class NoFleet:
     """For commands that start nothing."""
 
     def scope(self) -> AbstractAsyncContextManager[Scope]:
@@ -171,8 +213,11 @@ def open_store(config: RunConfig) -> ArtefactStore:
     return ArtefactStore(root)
 
 
-def _wanted_cpus(config: RunConfig) -> float:
-    return max(total(wanted)[0] for wanted in requirements.stages(config, "cpu").values())
+def wanted_cpus(config: RunConfig) -> float:
+    """Of the largest stage, with room for a fleet that sizes itself to grow."""
+    generation = config.generation
+    growth = (generation.most_engines - generation.num_engines) * generation.cpus_per_engine
+    return growth + max(total(wanted)[0] for wanted in requirements.stages(config, "cpu").values())
 
 
 def _remember_peak(store: ArtefactStore, peak: int) -> int:
@@ -185,5 +230,6 @@ def _remember_peak(store: ArtefactStore, peak: int) -> int:
 
 def _report(context: Context, peak: int) -> None:
     data, page = write_all(context, peak_memory_bytes=peak)
+    write_snapshot([context.store.root], page.with_name(SNAPSHOT_FILE))
     Console().print(terminal_summary(data))
     print(f"Report: {page}\nNumbers: {context.store.root / 'summary.json'}", flush=True)

@@ -8,6 +8,7 @@
 #
 #   RLHF_RAY_VENV      where the environment lives      (default: .venv in the checkout)
 #   RLHF_RAY_FLAVOUR   cpu or gpu                       (default: gpu where nvidia-smi lists one, else cpu)
+#   RLHF_RAY_NO_BROWSER=1  do not look for a browser for the tests of the labelling page
 #   RLHF_RAY_PYTHON    the Python to make it with       (default: the first of python3.11 .. 3.13, python3 that fits)
 set -euo pipefail
 
@@ -123,6 +124,23 @@ install_project() {
     fi
 }
 
+# The tests of the labelling page drive a browser, which no Python package brings.
+ensure_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing chromium, which the tests of the labelling page drive"
+        if DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium &>/dev/null ||
+            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+                apt-get install -qq -y --no-install-recommends chromium; } &>/dev/null; then
+            return
+        fi
+    fi
+    say "found no browser: the tests of the labelling page will fail. Install chromium (Debian: apt-get install chromium), or set RLHF_RAY_NO_BROWSER=1 to go without"
+}
+
 want_dev=no
 case ${1:-} in
     '') ;;
@@ -130,6 +148,8 @@ case ${1:-} in
     *) die "unknown argument '$1'" "use launch/setup.sh or launch/setup.sh --dev" ;;
 esac
 [[ $(uname -s) == Linux ]] || die "runs on Linux only (this is $(uname -s))" "use a Linux machine, a container or WSL"
+
+if [[ $want_dev == yes && ${RLHF_RAY_NO_BROWSER:-} != 1 ]]; then ensure_browser; fi
 
 flavour=$(choose_flavour)
 constraints=$checkout/launch/constraints/$flavour.txt

@@ -11,28 +11,26 @@ packages (launch/container, launch/constraints) but not this project. Two rules 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shlex
-import socket
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
+from launch.head import SubmissionError, connect, explained, find_head
+from rlhf_ray.config.checks import require_not_negative
 from rlhf_ray.config.load import load_config
-from rlhf_ray.errors import ConfigError, RlhfError
+from rlhf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 NOT_SHIPPED = (
     ".git",
     ".venv",
@@ -47,20 +45,44 @@ NOT_SHIPPED = (
     "/runs",
     "/wandb",
 )
-CONNECT_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 1.0
-
-
-class SubmissionError(RlhfError):
-    """A job cannot be submitted: the message holds what was tried and what to do."""
+LARGEST_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Head:
-    """Where jobs are sent to, and who said so."""
+class JobResources:
+    """What the job's driver reserves, on whichever node has it. All zero: it runs beside the head."""
 
-    address: str  # http://host:port of the cluster's dashboard
-    source: str
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    memory_gb: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_not_negative(
+            entrypoint__num_cpus=self.num_cpus, entrypoint__num_gpus=self.num_gpus, entrypoint__memory_gb=self.memory_gb
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """As Ray's job client takes them."""
+        asked = {
+            "entrypoint_num_cpus": self.num_cpus,
+            "entrypoint_num_gpus": self.num_gpus,
+            "entrypoint_memory": int(self.memory_gb * 2**30),
+            "entrypoint_resources": dict(self.custom),
+        }
+        return {name: value for name, value in asked.items() if value}
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job is run: what travels with it, what it may see, what its driver reserves."""
+
+    working_dir: Path = CHECKOUT
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)  # added to what we send: pip, py_modules, ...
+    environment: Sequence[str] = ()  # NAME (its value here) or NAME=VALUE; readable in the dashboard
+    resources: JobResources = field(default_factory=JobResources)
+    submission_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,31 +97,28 @@ def submit(
     config_path: str | Path,
     overrides: Sequence[str] = (),
     *,
+    job: Job | None = None,
     address: str | None = None,
     follow: bool = True,
-    pass_env: Sequence[str] = (),
-    working_dir: Path = CHECKOUT,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> JobOutcome:
     """Submit ``pipeline CONFIG key=value ...`` as a job.
 
     Args:
-        config_path: a file inside ``working_dir``.
+        config_path: a file inside the job's ``working_dir``.
         overrides: ``key.path=value``, as on the command line.
-        address: the cluster's dashboard; see `find_head` for what None means.
+        job: how it is run.
+        address: the cluster's dashboard; see `launch.head.find_head` for what None means.
         follow: write the job's log until it ends; otherwise return as soon as the cluster has the job.
-        pass_env: names of variables of this process that the job gets too. Their values can be read in the dashboard.
-        working_dir: the folder that is shipped.
         write: receives the log in pieces.
 
     Raises:
         ConfigError: the configuration is wrong, or cannot work in a job.
         SubmissionError: no head at the address, or the head refuses.
     """
-    entry_point = pipeline_command(config_path, overrides, working_dir=working_dir)
-    return submit_command(
-        entry_point, address=address, follow=follow, pass_env=pass_env, working_dir=working_dir, write=write
-    )
+    job = job or Job()
+    entry_point = pipeline_command(config_path, overrides, working_dir=job.working_dir)
+    return submit_command(entry_point, job=job, address=address, follow=follow, write=write)
 
 
 def pipeline_command(config_path: str | Path, overrides: Sequence[str], *, working_dir: Path = CHECKOUT) -> str:
@@ -126,110 +145,101 @@ def pipeline_command(config_path: str | Path, overrides: Sequence[str], *, worki
 def submit_command(
     entry_point: str,
     *,
+    job: Job | None = None,
     address: str | None = None,
     follow: bool = True,
-    pass_env: Sequence[str] = (),
-    working_dir: Path = CHECKOUT,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> JobOutcome:
-    """Submit any shell command, run in the shipped copy of ``working_dir``. Arguments and errors as for `submit`."""
-    runtime_env = {
-        "working_dir": str(working_dir),
-        "excludes": list(NOT_SHIPPED),
-        "env_vars": environment_by_name(pass_env),
-    }
+    """Submit any shell command, run in the shipped copy of the working directory. The rest is as for `submit`."""
+    job = job or Job()
+    runtime_env = environment_of(job)
     head = find_head(address)
     client = connect(head)
-    with explained(head):
-        submission_id: str = client.submit_job(entrypoint=entry_point, runtime_env=runtime_env)
+    with explained(head), told_what_is_large(job.working_dir):
+        submission_id: str = client.submit_job(
+            entrypoint=entry_point,
+            runtime_env=runtime_env,
+            submission_id=job.submission_id,
+            **job.resources.arguments(),
+        )
     write(f"job {submission_id} at {head.address}: {entry_point}\n")
     if not follow:
+        write(f"follow it with: rlhf-ray jobs logs {submission_id} --follow\n")
         return JobOutcome(submission_id=submission_id, status="SUBMITTED", exit_code=0, message="")
     return asyncio.run(follow_job(client, submission_id, write=write))
 
 
+def environment_of(job: Job) -> dict[str, Any]:
+    """The runtime environment: the shipped folder, the variables, and what the job adds or overrides."""
+    ours = {"working_dir": str(job.working_dir), "excludes": list(NOT_SHIPPED)}
+    added = dict(job.runtime_env)
+    variables = {**added.pop("env_vars", {}), **environment_by_name(job.environment)}
+    excludes = [*ours["excludes"], *added.pop("excludes", [])]
+    return {**ours, **added, "excludes": excludes, "env_vars": variables}
+
+
 def environment_by_name(names: Sequence[str]) -> dict[str, str]:
-    """Return these variables of this process; one that is not set is an error rather than an empty value."""
-    missing = [name for name in names if name not in os.environ]
+    """Return NAME=VALUE as given and NAME as it is here; one that is not set is an error rather than an empty value."""
+    given = dict(name.split("=", 1) for name in names if "=" in name)
+    wanted = [name for name in names if "=" not in name]
+    missing = [name for name in wanted if name not in os.environ]
     if missing:
-        raise SubmissionError(
-            f"pass_env ({', '.join(missing)}) must name variables that are set here; export them first"
-        )
-    return {name: os.environ[name] for name in names}
+        raise SubmissionError(f"--env ({', '.join(missing)}) must name variables that are set here; export them first")
+    return {**{name: os.environ[name] for name in wanted}, **given}
 
 
-def find_head(address: str | None) -> Head:
-    """Return where to send jobs: the address given, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the default port here."""
-    candidates = [(address, "the address given"), *((os.environ.get(name), name) for name in ADDRESS_VARIABLES)]
-    for value, source in candidates:
-        if value and value != "auto":
-            return Head(value if "://" in value else f"http://{value}", source)
-    return Head(DEFAULT_ADDRESS, "the default")
-
-
-def connect(head: Head) -> JobSubmissionClient:
-    """Open the cluster's job interface, or say within seconds why it cannot be opened."""
-    check_that_something_listens(head)
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else it tells of every closed socket
-    with explained(head), hidden_variables(ADDRESS_VARIABLES):  # Ray would let them win over an explicit address
-        return JobSubmissionClient(head.address)
-
-
-def check_that_something_listens(head: Head) -> None:
-    url = urlsplit(head.address)
-    if url.scheme not in ("http", "https"):
-        raise SubmissionError(
-            f"{head.address} ({head.source}) must be the http address of the cluster's dashboard; "
-            "try http://HEAD:8265, HEAD being the head node's name"
-        )
-    if urllib.request.getproxies():
-        return  # the way there leads through a proxy, which the client knows how to use
-    port = url.port or (443 if url.scheme == "https" else 80)
+def read_runtime_env(path: Path) -> dict[str, Any]:
+    """Read a runtime environment from a YAML or JSON file. Raises ConfigError when it is none."""
     try:
-        socket.create_connection((url.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise no_head(head, error) from error
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError("--runtime-env", str(path), f"cannot be read ({error})", "give a YAML file") from error
+    if not isinstance(content, dict):
+        raise ConfigError("--runtime-env", str(path), "must be a mapping", "see Ray's page on runtime environments")
+    return content
 
 
-def no_head(head: Head, error: Exception) -> SubmissionError:
-    return SubmissionError(
-        f"no Ray head answers at {head.address} ({head.source}): {error}\n"
-        "  - jobs go to the dashboard's port (8265 unless set), not to the port that nodes join (6379)\n"
-        "  - give the address, or export RAY_API_SERVER_ADDRESS=http://HEAD:8265\n"
-        "  - a head on this machine: ray start --head --block"
-    )
+def custom_resources(pairs: Sequence[str]) -> dict[str, float]:
+    """Read NAME=AMOUNT. Raises ConfigError for anything else."""
+    found = {}
+    for pair in pairs:
+        name, _, amount = pair.partition("=")
+        try:
+            found[name] = float(amount)
+        except ValueError:
+            raise ConfigError("--resource", pair, "must be NAME=AMOUNT", "try --resource trainer=1") from None
+    return found
 
 
 @contextmanager
-def explained(head: Head) -> Iterator[None]:
-    """Turn what the job interface raises into errors with a remedy."""
-    from ray.exceptions import AuthenticationError
-
+def told_what_is_large(working_dir: Path) -> Iterator[None]:
+    """Where Ray finds the folder too large to ship, say which of its parts are."""
     try:
         yield
-    except AuthenticationError as error:
-        mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    except (RuntimeError, ValueError) as error:
+        if "exceeds the maximum size" not in str(error):
+            raise
+        largest = sorted(sizes_of_what_is_shipped(working_dir).items(), key=lambda item: -item[1])[:LARGEST_SHOWN]
+        shown = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in largest)
         raise SubmissionError(
-            f"the head at {head.address} refuses this client (RAY_AUTH_MODE here: {mode}): "
-            f"{str(error).splitlines()[0]}\n"
-            "  - RAY_AUTH_MODE (token or disabled) must be the same for the head, its drivers and this command\n"
-            "  - with token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must hold the head's token"
+            f"{working_dir} is too large to ship with the job ({str(error).splitlines()[0]}). Largest: {shown}\n"
+            "  - name what the job does not need in .gitignore, or as `excludes` in a file given with --runtime-env\n"
+            "  - data and models belong on storage that all nodes see, named by absolute paths"
         ) from error
-    except ConnectionError as error:
-        raise no_head(head, error) from error
-    except RuntimeError as error:
-        raise SubmissionError(f"the head at {head.address} did not take the job: {error}") from error
 
 
-@contextmanager
-def hidden_variables(names: Sequence[str]) -> Iterator[None]:
-    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+def sizes_of_what_is_shipped(working_dir: Path) -> dict[str, int]:
+    """Bytes of each entry of the folder that is not always left out."""
+    left_out = {name.strip("/") for name in NOT_SHIPPED}
+    return {
+        entry.name: sum(path.stat().st_size for path in all_files(entry))
+        for entry in working_dir.iterdir()
+        if entry.name not in left_out
+    }
+
+
+def all_files(entry: Path) -> Iterable[Path]:
+    return [entry] if entry.is_file() else (path for path in entry.rglob("*") if path.is_file())
 
 
 async def follow_job(
@@ -240,7 +250,7 @@ async def follow_job(
         async for piece in client.tail_job_logs(submission_id):
             write(piece)
     except asyncio.CancelledError:
-        write(f"\nno longer following; the job goes on. To end it: ray job stop {submission_id}\n")
+        write(f"\nno longer following; the job goes on. To end it: rlhf-ray jobs stop {submission_id}\n")
         raise
     except RuntimeError as error:
         write(f"\nthe log's connection broke ({error}); waiting for the job to end\n")

@@ -66,10 +66,13 @@ def complete(aside: Path, final: Path, *, manifest: str, content: Mapping[str, o
     (aside / manifest).write_text(json.dumps({**(content or {}), "files": files}))
     folders = [aside, *(path for path in aside.rglob("*") if path.is_dir())]
     flush([*paths, aside / manifest, *folders])
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():  # one that was damaged, or of an attempt that is being done again
-        shutil.rmtree(final)
+        final.rename(replaced)
     aside.rename(final)
     flush([final.parent])
+    shutil.rmtree(replaced, ignore_errors=True)
     return sum(found.size for found in contents.values()) + (final / manifest).stat().st_size
 
 

@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,9 +25,10 @@ from rlhf_ray.algo.controllers import AdaptiveKL, FixedKL
 from rlhf_ray.algo.running import RunningMoments
 from rlhf_ray.config.algorithm import KlConfig
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.errors import ContractError, NumericsError, RlhfError
+from rlhf_ray.errors import BlockLostError, ContractError, NumericsError, RlhfError
 from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings, Score
-from rlhf_ray.roles import Generator, PpoTrainer, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
+from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, RolloutShard, ScoredShard, WeightSync
+from rlhf_ray.seeds import request_seeds
 from rlhf_ray.selection import (
     earned_on_the_way,
     finite_or_failed,
@@ -35,6 +37,7 @@ from rlhf_ray.selection import (
     num_groups,
     pairs_of,
     scaled,
+    scored_shards,
     updated_moments,
     with_signal,
     without_failed,
@@ -42,6 +45,8 @@ from rlhf_ray.selection import (
 from rlhf_ray.stages.ppo_plan import shaped_scores
 
 Metrics = Mapping[str, float]
+T = TypeVar("T")
+MAX_LOST = 3  # times that the same rollouts may vanish before the run ends
 MAX_OVERSAMPLING = 16  # of ppo.filter.oversampling: keeps the places of different rounds apart
 
 
@@ -76,6 +81,7 @@ class StepBatch:
     trained: tuple[ScoredShard, ...]
     baselines: Mapping[str, float]  # ReMax: by prompt, the score of its greedy response
     rounds: int
+    requests: Mapping[str, GenerationRequest]  # by rollout
 
     @property
     def num_trained(self) -> int:
@@ -95,6 +101,7 @@ class Driver:
         seed: int,
         max_failed_fraction: float = 0.25,
         warn: Callable[[str], None] = warnings.warn,
+        on_phase: Callable[[int, str], None] = lambda step, phase: None,
     ) -> None:
         self.generator = roles.generator
         self.reference = roles.reference
@@ -109,6 +116,7 @@ class Driver:
         self.policy_version = 0
         self.max_failed_fraction = max_failed_fraction
         self.warn = warn
+        self.on_phase = on_phase  # told (step, phase) when a phase begins
         self.kl_controller = make_kl_controller(config.kl)
         self.score_moments = RunningMoments()
         self.skipped_steps = 0
@@ -122,7 +130,7 @@ class Driver:
 
     async def step(self) -> Metrics:
         """Sample, score, update, sync."""
-        clock = PhaseClock()
+        clock = PhaseClock(partial(self.on_phase, self.steps_done + 1))
         batch = await self.collect(clock)
         with clock.phase("update"):
             trained = await self.update(batch)
@@ -142,12 +150,13 @@ class Driver:
         rule, wanted = self.config.filter, self.config.prompts_per_step
         sampled: list[ScoredShard] = []
         greedy: dict[str, tuple[RolloutSummary, Score]] = {}
+        asked: dict[str, GenerationRequest] = {}
         for number in range(rule.max_rounds if rule.enabled else 1):
             missing = wanted - num_groups(with_signal(scored_shards(sampled)))
             prompts = self.next_prompts(math.ceil(missing * rule.oversampling), number)
-            shards, answers = await asyncio.gather(
-                self.sample(self.requests_for(prompts, number), clock), self.greedy_answers(prompts)
-            )
+            requests = self.requests_for(prompts, number)
+            shards, answers = await asyncio.gather(self.sample(requests, clock), self.greedy_answers(prompts))
+            asked |= {request.rollout_id: request for request in requests}
             sampled += shards
             greedy |= answers
             if not rule.enabled or num_groups(with_signal(scored_shards(sampled))) >= wanted:
@@ -162,7 +171,7 @@ class Driver:
             self.score_moments = updated_moments(self.score_moments, scored_shards(sampled))
             trained = normalised(trained, self.score_moments)
         baselines = {prompt: self.baseline(*answer) for prompt, answer in greedy.items()}
-        return StepBatch(tuple(sampled), tuple(trained), baselines, rounds=number + 1)
+        return StepBatch(tuple(sampled), tuple(trained), baselines, rounds=number + 1, requests=asked)
 
     async def sample(self, requests: Sequence[GenerationRequest], clock: PhaseClock) -> list[ScoredShard]:
         """Sample every request; each shard is scored while the others are still being sampled.
@@ -170,10 +179,11 @@ class Driver:
         The order of arrival ends here: shards come back in the order of their rollouts.
         """
         scoring: list[asyncio.Task[ScoredShard]] = []
+        asked = {request.rollout_id: request for request in requests}
         try:
             with clock.phase("generate"):
                 async for shard in self.generator.generate(requests, self.settings):
-                    scoring.append(asyncio.create_task(self.scored(shard)))  # noqa: PERF401 -- started at once
+                    scoring.append(asyncio.create_task(self.scored(shard, asked)))  # noqa: PERF401 -- started at once
             with clock.phase("score"):
                 shards = await asyncio.gather(*scoring)
         finally:
@@ -182,9 +192,47 @@ class Driver:
             await asyncio.gather(*scoring, return_exceptions=True)
         return sorted(shards, key=lambda shard: shard.summaries[0].order)
 
-    async def scored(self, shard: RolloutShard) -> ScoredShard:
-        ref_logprobs, scores = await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
+    async def scored(self, shard: RolloutShard, asked: Mapping[str, GenerationRequest]) -> ScoredShard:
+        async def both(shard: RolloutShard) -> tuple[Ref, tuple[Score, ...]]:
+            return await asyncio.gather(self.reference.logprobs(shard), self.reward_model.score(shard))
+
+        shard, (ref_logprobs, scores) = await self.surviving(shard, asked, self.settings, both)
         return ScoredShard(shard.summaries, shard.rollouts, ref_logprobs, finite_or_failed(scores))
+
+    async def surviving(
+        self,
+        shard: RolloutShard,
+        asked: Mapping[str, GenerationRequest],
+        settings: SamplingSettings,
+        work: Callable[[RolloutShard], Awaitable[T]],
+    ) -> tuple[RolloutShard, T]:
+        """What ``work`` makes of a shard. One that vanishes with its node is sampled again, the same."""
+        for _ in range(MAX_LOST):
+            try:
+                return shard, await work(shard)
+            except BlockLostError as error:
+                self.warn(f"step {self.steps_done + 1}: {len(shard.summaries)} rollouts are sampled again: {error}")
+                shard = await self.again(shard, asked, settings)
+        return shard, await work(shard)
+
+    async def again(
+        self, shard: RolloutShard | ScoredShard, asked: Mapping[str, GenerationRequest], settings: SamplingSettings
+    ) -> RolloutShard:
+        requests = [asked[summary.rollout_id] for summary in shard.summaries]
+        (same,) = [shard async for shard in self.generator.generate(requests, settings)]
+        return same
+
+    async def resampled(self, batch: StepBatch) -> StepBatch:
+        """The batch with every block made again; what is known of the rollouts stays as it is."""
+
+        async def same(shard: ScoredShard) -> ScoredShard:
+            return await self.scored(await self.again(shard, batch.requests, self.settings), batch.requests)
+
+        fresh = await asyncio.gather(*(same(shard) for shard in batch.sampled))
+        blocks = {id(old.rollouts): new for old, new in zip(batch.sampled, fresh, strict=True)}
+        pairs = [(shard, blocks[id(shard.rollouts)]) for shard in batch.trained]
+        trained = [replace(old, rollouts=new.rollouts, ref_logprobs=new.ref_logprobs) for old, new in pairs]
+        return replace(batch, sampled=tuple(fresh), trained=tuple(trained))
 
     async def greedy_answers(self, prompts: Sequence[Prompt]) -> dict[str, tuple[RolloutSummary, Score]]:
         """ReMax: the likeliest response to each prompt and its score. A prompt whose response fails is left out."""
@@ -194,10 +242,11 @@ class Driver:
             GenerationRequest(f"{self.steps_done + 1}/{p.prompt_id}/greedy", p.prompt_id, p.order, p.token_ids, seed=0)
             for p in {p.prompt_id: p for p in prompts}.values()
         ]
+        asked, greedy = {r.rollout_id: r for r in requests}, replace(self.settings, temperature=0.0)
         answers = {}
-        async for shard in self.generator.generate(requests, replace(self.settings, temperature=0.0)):
-            scores = finite_or_failed(await self.reward_model.score(shard))
-            for summary, score in zip(shard.summaries, scores, strict=True):
+        async for shard in self.generator.generate(requests, greedy):
+            _, scores = await self.surviving(shard, asked, greedy, self.reward_model.score)
+            for summary, score in zip(shard.summaries, finite_or_failed(scores), strict=True):
                 if not score.failed:
                     answers[summary.prompt_id] = summary, score
         return answers
@@ -216,9 +265,7 @@ class Driver:
         """
         step = self.steps_done + 1
         try:
-            return await self.trainer.update(
-                step=step, shards=batch.trained, kl_coef=self.kl_controller.coef, baselines=batch.baselines
-            )
+            return await self.trained_on(batch)
         except NumericsError as error:
             if self.config.contracts.on_bad_numbers == "stop" or isinstance(error, ContractError):
                 raise
@@ -226,38 +273,49 @@ class Driver:
             self.warn(f"step {step} is skipped, number {self.skipped_steps} of this run: {error}")
             return {}
 
+    async def trained_on(self, batch: StepBatch, lost: int = 0) -> Metrics:
+        try:
+            return await self.trainer.update(
+                step=self.steps_done + 1,
+                shards=batch.trained,
+                kl_coef=self.kl_controller.coef,
+                baselines=batch.baselines,
+            )
+        except BlockLostError as error:
+            if lost == MAX_LOST:
+                raise
+            self.warn(f"step {self.steps_done + 1}: all its rollouts are sampled again: {error}")
+            return await self.trained_on(await self.resampled(batch), lost + 1)
+
     async def sync_weights(self) -> Metrics:
         """Give the generators the trainer's weights. Their version is 1 + the steps behind them, resumed or not."""
         report = await self.weights.sync(self.steps_done + 1)
         self.policy_version = report.version
-        return {"ppo/sync_bytes": float(report.num_bytes)}
+        return {"ppo/sync_bytes": float(report.num_bytes), **report.fleet}
 
     def next_prompts(self, count: int, number: int) -> list[Prompt]:
         """The prompts of round ``number``; their places follow those of the rounds before."""
         first = number * self.config.prompts_per_step * MAX_OVERSAMPLING
-        return [replace(p, order=first + p.order) for p in self.prompts.next_prompts(count)]
+        prompts = self.prompts.next_prompts(count)
+        return [replace(p, order=first + p.order) for p in prompts] if first else list(prompts)
 
     def requests_for(self, prompts: Sequence[Prompt], number: int) -> list[GenerationRequest]:
         """Each prompt ``responses_per_prompt`` times, every one with a seed of its own.
 
         Where an epoch ends in the round a prompt may stand in it twice: its responses are then counted on.
         """
+        step, many = self.steps_done + 1, self.config.responses_per_prompt
+        orders = [prompt.order * many + sample for prompt in prompts for sample in range(many)]
+        numbered = zip(orders, request_seeds(self.seed, step, orders), strict=True)
         requests = []
-        samples: Counter[str] = Counter()
+        sampled: Counter[str] = Counter()
         for prompt in prompts:
-            for sample in range(self.config.responses_per_prompt):
-                order = prompt.order * self.config.responses_per_prompt + sample
-                place = f"{prompt.prompt_id}{'/again' * number}/{samples[prompt.prompt_id]}"
-                samples[prompt.prompt_id] += 1
-                requests.append(
-                    GenerationRequest(
-                        rollout_id=f"{self.steps_done + 1}/{place}",
-                        prompt_id=prompt.prompt_id,
-                        order=order,
-                        prompt_ids=prompt.token_ids,
-                        seed=request_seed(self.seed, self.steps_done + 1, order),
-                    )
-                )
+            name, first = prompt.prompt_id, sampled[prompt.prompt_id]
+            sampled[name] = first + many
+            for sample in range(first, first + many):
+                order, seed = next(numbered)
+                rollout_id = f"{step}/{name}{'/again' * number}/{sample}"
+                requests.append(GenerationRequest(rollout_id, name, order, prompt.token_ids, seed))
         return requests
 
     def require_engines_agree(self, metrics: Metrics) -> None:
@@ -309,11 +367,6 @@ def make_kl_controller(config: KlConfig) -> FixedKL | AdaptiveKL:
     return AdaptiveKL(target=config.target, horizon=config.horizon, coef=config.coef)
 
 
-def request_seed(seed: int, step: int, order: int) -> int:
-    """A seed for one response: the same whatever engine samples it and when. 31 bits."""
-    return int(np.random.SeedSequence([seed, step, order]).generate_state(1)[0]) >> 1
-
-
 def summarise(batch: StepBatch, policy_version: int) -> dict[str, float]:
     """What summaries and scores alone say about a step: the same bits however the step was cut into shards."""
     pairs = pairs_of(scored_shards(batch.sampled))  # in order: a floating-point sum depends on the order of its terms
@@ -335,20 +388,17 @@ def summarise(batch: StepBatch, policy_version: int) -> dict[str, float]:
     }
 
 
-def scored_shards(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
-    """The shards without what could not be scored."""
-    return kept_where(shards, lambda _, score: not score.failed)
-
-
 class PhaseClock:
     """Seconds by phase of one step."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_begin: Callable[[str], None] = lambda phase: None) -> None:
         self._begun = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._on_begin = on_begin
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        self._on_begin(name)
         begun = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begun
@@ -356,8 +406,8 @@ class PhaseClock:
     def metrics(self, batch: StepBatch) -> dict[str, float]:
         """``time/<phase>`` in seconds and the rates that follow from them."""
         sampled = sum(s.response_length for shard in batch.sampled for s in shard.summaries)
-        total = sum(s.length for shard in batch.sampled for s in shard.summaries)
-        trained = sum(s.length for shard in batch.trained for s in shard.summaries)
+        total = sampled + sum(s.prompt_length for shard in batch.sampled for s in shard.summaries)
+        trained = sum(s.prompt_length + s.response_length for shard in batch.trained for s in shard.summaries)
         step = time.perf_counter() - self._begun
         return {
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},

@@ -43,3 +43,11 @@ class ContractError(NumericsError):
 
 class RewardError(RlhfError):
     """Too many rollouts of a step could not be scored."""
+
+
+class BlockLostError(RlhfError):
+    """A block of rollouts vanished with the node on which it lay: nobody else held it."""
+
+
+class StorageError(RlhfError):
+    """A state could not be written: a disk that is full, a path that is not writable."""

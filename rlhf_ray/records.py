@@ -54,12 +54,30 @@ class TextPrompt:
 
 
 @dataclass(frozen=True)
+class SoftLabel:
+    """How likely it is that one response of a ranking is better than another: ``probability`` in [0, 1]."""
+
+    first: int
+    second: int
+    probability: float  # that `first` is the better
+
+    @property
+    def likelier_first(self) -> SoftLabel:
+        """The same label, turned where need be so that ``first`` is at least as likely to be the better."""
+        if self.probability >= 0.5:
+            return self
+        return SoftLabel(self.second, self.first, 1.0 - self.probability)
+
+
+@dataclass(frozen=True)
 class Ranking:
     """One annotator's judgement of K responses to one prompt.
 
     ``ranks[i]`` is the rank of response i: lower is better, equal is a tie. Pairs follow from it: i beats j where
     ranks[i] < ranks[j]; a tie gives no pair. ``response_token_ids`` holds the tokens that were sampled, and is empty
-    where the responses never were tokens of this model (a downloaded file).
+    where the responses never were tokens of this model (a downloaded file). ``soft`` labels, where there are any, say
+    how sure the annotator (a judge, as a rule) is of pairs, and then the pairs are those. ``axis`` is what was
+    compared (helpful, honest, harmless); empty where it was the whole.
     """
 
     prompt_id: str
@@ -69,12 +87,35 @@ class Ranking:
     annotator: str
     response_token_ids: tuple[tuple[int, ...], ...] = ()
     kind: str = ""
+    soft: tuple[SoftLabel, ...] = ()
+    axis: str = ""
+
+    @property
+    def labels(self) -> tuple[SoftLabel, ...]:
+        """Every pair that was compared, the likelier winner first.
+
+        These are the soft labels where there are any. Else they are the decided pairs of the ranks, each certain, in
+        order of the winner's index, then the loser's.
+        """
+        if self.soft:
+            return tuple(label.likelier_first for label in self.soft)
+        count = len(self.ranks)
+        return tuple(SoftLabel(i, j, 1.0) for i in range(count) for j in range(count) if self.ranks[i] < self.ranks[j])
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(winner, loser) indices of every decided pair, in order of the winner's index, then the loser's."""
-        count = len(self.ranks)
-        return tuple((i, j) for i in range(count) for j in range(count) if self.ranks[i] < self.ranks[j])
+        """(winner, loser) indices of every decided pair: those of ``labels`` but for even odds."""
+        return tuple((label.first, label.second) for label in self.labels if label.probability > 0.5)
+
+
+@dataclass(frozen=True)
+class StepLabelled:
+    """A response in steps, each of which somebody has found good or bad."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
@@ -160,12 +201,14 @@ class Graded:
     """What one reward source says of one response: a score, or why there is none.
 
     ``step_rewards`` are for what the response does on its way: (index of a response token, value). They are earned at
-    those tokens and come on top of ``score``, which is earned at the end.
+    those tokens and come on top of ``score``, which is earned at the end. ``parts`` say what the score is made of, by
+    name (axes, an ensemble's members): they are logged and shown, and count for nothing.
     """
 
     score: float | None
     step_rewards: tuple[tuple[int, float], ...] = ()
     failed: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,8 +216,9 @@ class Score:
     """What the reward sources say of one rollout.
 
     ``total`` is what the response earns at its end: the weighted sum of ``parts``, which are by source and before
-    weights. It is NaN where the rollout failed; ``failed`` then names the sources and their reasons. ``step_rewards``
-    are earned on the way and come on top of ``total``: (index into the response, value), weighted, in order of index.
+    weights. What a source's score is made of stands beside it as ``source.part`` and is in no sum. The total is NaN
+    where the rollout failed; ``failed`` then names the sources and their reasons. ``step_rewards`` are earned on the
+    way and come on top of ``total``: (index into the response, value), weighted, in order of index.
     """
 
     total: float

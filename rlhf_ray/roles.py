@@ -7,7 +7,7 @@ on and never looks inside.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from rlhf_ray.records import GenerationRequest, RolloutSummary, SamplingSettings, Score
@@ -35,12 +35,13 @@ class ScoredShard:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One weight sync, as every engine confirmed it."""
+    """One weight sync, as every engine that was there at its end confirmed it."""
 
     version: int
     digest: str
     num_bytes: int
     seconds: float
+    fleet: Mapping[str, float] = field(default_factory=dict)  # metrics of the generators since the sync before
 
 
 class Generator(Protocol):
@@ -55,7 +56,7 @@ class Generator(Protocol):
 
 class Reference(Protocol):
     async def logprobs(self, shard: RolloutShard) -> Ref:
-        """Start computing reference log-probabilities and return where they will lie."""
+        """Compute reference log-probabilities and return where they lie."""
         ...
 
 
@@ -82,6 +83,10 @@ class PpoTrainer(Protocol):
     async def save_state(self, directory: str, tag: str) -> None: ...
 
     async def load_state(self, directory: str, tag: str) -> None: ...
+
+    def checkpointed(self, directory: str, tag: str, step: int) -> None:
+        """What was saved after ``step`` lies whole in ``directory``: a trainer that is lost begins there again."""
+        ...
 
     async def save(self, directory: str) -> None: ...
 

@@ -24,6 +24,8 @@ from rlhf_ray.directories import FileContent, NotWholeError, begin, complete, re
 from rlhf_ray.errors import DataError
 from rlhf_ray.records import AdaptersOff, ReferenceBlock, Rollout, Score
 
+ROLLOUTS = "rollouts"  # below the stage's directory
+KINDS_FILE = "kinds.json"  # in it, of which kind each prompt is: for people, nothing is computed from it
 STEP_FILE = "step.json"
 MANIFEST = "files.json"
 ReferenceKind: TypeAlias = Literal["none", "adapters_off", "arrays"]
@@ -97,6 +99,12 @@ def write_step(directory: Path, record: StepRecord, shards: Sequence[SavedShard]
     for shard in shards:
         writer.add(shard)
     return writer.finish(record)
+
+
+def write_kinds(root: Path, kinds: Mapping[str, str]) -> None:
+    """Write down which kinds prompts are of, beside the steps in ``root``."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / KINDS_FILE).write_text(json.dumps(dict(kinds)))
 
 
 def _arrays(shard: SavedShard) -> Arrays:

@@ -42,10 +42,20 @@ def finite_or_failed(scores: Sequence[Score]) -> tuple[Score, ...]:
 
 
 def _finite_or_failed(score: Score) -> Score:
+    if not score.step_rewards and math.isfinite(score.total):
+        return score
     strange = [v for v in (score.total, *(v for _, v in score.step_rewards)) if not math.isfinite(v)]
     if score.failed or not strange:
         return score
     return replace(score, total=math.nan, failed=f"a score is {strange[0]}, which is no finite number", step_rewards=())
+
+
+def scored_shards(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
+    """The shards without what could not be scored."""
+    whole = [not any(score.failed for score in shard.scores) for shard in shards]
+    if all(whole):
+        return list(shards)
+    return kept_where(shards, lambda _, score: not score.failed)
 
 
 def without_failed(shards: Sequence[ScoredShard], max_failed_fraction: float) -> list[ScoredShard]:
@@ -53,14 +63,20 @@ def without_failed(shards: Sequence[ScoredShard], max_failed_fraction: float) ->
 
     Raises RewardError where more than ``max_failed_fraction`` of them could not.
     """
-    pairs = pairs_of(shards)
-    failed = [score.failed for _, score in pairs if score.failed]
-    if len(failed) > max_failed_fraction * len(pairs):
+    scored = scored_shards(shards)
+    if num_rollouts(scored) < num_rollouts(shards):
+        require_scored([score for _, score in pairs_of(shards)], max_failed_fraction)
+    return scored
+
+
+def require_scored(scores: Sequence[Score], max_failed_fraction: float) -> None:
+    """Raise RewardError where more than ``max_failed_fraction`` of a step's rollouts could not be scored."""
+    failed = [score.failed for score in scores if score.failed]
+    if len(failed) > max_failed_fraction * len(scores):
         raise RewardError(
-            f"{len(failed)} of {len(pairs)} rollouts of the step could not be scored, more than "
+            f"{len(failed)} of {len(scores)} rollouts of the step could not be scored, more than "
             f"rewards.max_failed_fraction ({max_failed_fraction:g}); the first: {failed[0]}"
         )
-    return kept_where(shards, lambda _, score: not score.failed)
 
 
 def with_signal(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
@@ -74,6 +90,10 @@ def with_signal(shards: Sequence[ScoredShard]) -> list[ScoredShard]:
 def earned_on_the_way(score: Score) -> float:
     """What a response earns before its end."""
     return math.fsum(value for _, value in score.step_rewards)
+
+
+def num_rollouts(shards: Sequence[ScoredShard]) -> int:
+    return sum(len(shard.summaries) for shard in shards)
 
 
 def num_groups(shards: Sequence[ScoredShard]) -> int:

@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_MEMORY = Path("/dev/shm")
@@ -47,6 +50,25 @@ def local_ray(*, num_cpus: int = 8, resources: dict[str, float] | None = None) -
             ray.shutdown()
     left = wait_until_nothing_is_left(before)
     assert not left, f"left in shared memory: {sorted(map(str, left))}"
+
+
+@contextmanager
+def ray_nodes(*, head_cpus: float) -> Iterator[Any]:
+    """A cluster of several nodes on this machine, its head first; more with ``add_node``. This process joins it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with short_temp_dir() as temp_dir, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_TMPDIR", str(temp_dir))  # where its address is noted
+        (temp_dir / "ray").mkdir()
+        head = {"num_cpus": head_cpus, "temp_dir": str(temp_dir / "ray"), "include_dashboard": False}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            ray.init(address=nodes.address, runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}})
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
 
 
 def wait_until_nothing_is_left(before: set[Path]) -> set[Path]:

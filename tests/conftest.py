@@ -86,6 +86,14 @@ def two_ranks() -> Ranks:
     return ranks(2)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the fault matrix, where any test has added to it."""
+    faults = sys.modules.get("tests.faults.table")
+    if faults is not None and faults.CASES:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(faults.rendered(faults.CASES))
+
+
 def pytest_sessionfinish() -> None:
     """End the trainer ranks, where any test has started them."""
     if "tests.ranks" in sys.modules:

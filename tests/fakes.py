@@ -151,6 +151,8 @@ class FakeTrainer:
     async def load_state(self, directory: str, tag: str) -> None:
         self._world.weight = json.loads((Path(directory) / tag).read_text())
 
+    def checkpointed(self, directory: str, tag: str, step: int) -> None: ...
+
     async def save(self, directory: str) -> None:
         self._world.note("save")
 

@@ -15,8 +15,9 @@ from rlhf_ray.config.algorithm import (
     KlConfig,
     LossConfig,
 )
-from rlhf_ray.config.dpo import DpoConfig, PreferenceLoss
+from rlhf_ray.config.dpo import DpoConfig, OnlineDpoConfig, PreferenceLoss
 from rlhf_ray.config.ppo import PpoRewardConfig
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.run import RunConfig
 
 TEXT = (Path(__file__).parent.parent / "docs" / "algorithms.md").read_text()
@@ -29,6 +30,8 @@ SECTIONS = {
     "ppo.contracts": ContractConfig,
     "ppo.reward": PpoRewardConfig,
     "dpo": DpoConfig,
+    "dpo.online": OnlineDpoConfig,
+    "reward_model": RewardModelConfig,
 }
 
 
@@ -53,8 +56,9 @@ def test_every_choice_has_a_row() -> None:
 def test_every_setting_of_an_algorithm_is_named() -> None:
     named = {f"{path}.{field.name}" for path, section in SECTIONS.items() for field in fields(section)}
     missing = {key for key in named if key not in TEXT}
-    of_training = {f"dpo.{name}" for name in ("num_epochs", "batch_size", "optimizer", "eval_every")}
-    assert missing <= {"ppo.kl.horizon", *of_training}
+    training = ("num_epochs", "batch_size", "optimizer", "eval_every")
+    of_training = {f"{section}.{name}" for section in ("dpo", "reward_model") for name in training}
+    assert missing <= {"ppo.kl.horizon", "reward_model.initialise_from", *of_training}
 
 
 def test_every_key_that_is_named_exists() -> None:

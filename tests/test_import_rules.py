@@ -94,6 +94,24 @@ def test_the_process_of_a_reward_function_starts_light() -> None:
     assert not loaded_after("import rlhf_ray.rewards.worker", ("torch", "transformers", "ray", "omegaconf", "httpx"))
 
 
+def test_the_labelling_desk_needs_no_web_server() -> None:
+    assert not loaded_after("import rlhf_ray.labelling.desk", ("starlette", "uvicorn", "limits", "torch"))
+
+
+def test_the_pages_on_runs_need_no_model_library() -> None:
+    names = ", ".join(module_name(path) for path in inside("rlhf_ray/viewing"))
+    assert not loaded_after(f"import {names}", ("torch", "transformers", "ray", "vllm", "deepspeed", "matplotlib"))
+
+
+def test_what_a_judge_says_is_read_without_a_model_library() -> None:
+    names = ", ".join(module_name(path) for path in inside("rlhf_ray/judging"))
+    assert not loaded_after(f"import {names}", ("torch", "transformers", "ray", "vllm", "deepspeed"))
+
+
+def test_a_chat_starts_without_a_cluster() -> None:
+    assert not loaded_after("import launch.chat, rlhf_ray.pipeline.find_model", ("ray", "vllm", "deepspeed", "torch"))
+
+
 def test_importing_the_driver_loads_no_cluster_and_no_engine() -> None:
     assert not loaded_after("import rlhf_ray.driver", ("ray", "vllm", "deepspeed"))
 

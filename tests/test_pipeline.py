@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -110,3 +111,42 @@ def assert_report_is_whole(run: Path) -> None:
     assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)
     assert all("gold/heldout_mean" in row for row in steps)
     assert (run / "report" / "report.html").stat().st_size > 50_000
+
+
+ONLINE = (
+    "methods=[dpo]",
+    "dpo.batch_size=8",
+    "dpo.online.num_steps=4",
+    "dpo.online.every=2",
+    "reward_model.ensemble=2",
+    "rewards.uncertainty_penalty=0.5",
+)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(2 * FINISHED_WITHIN_S)
+def test_online_dpo_trains_on_answers_of_the_weights_that_it_synced_and_follows_an_ensemble(tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    settings = [f"output_dir={run}", *SMALL, *ONLINE]
+    assert command(log, "pipeline", "configs/quickstart.yaml", *settings).wait(2 * FINISHED_WITHIN_S) == 0, (
+        log.read_text()
+    )
+    steps = [json.loads(line) for line in (run / "dpo" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["dpo/policy_version"] for row in steps] == [1, 1, 2, 2]
+    assert steps[0]["dpo/loss"] == pytest.approx(math.log(2), abs=1e-4)  # before its first step it is its reference
+    for row in steps:
+        members = [row["reward/reward_model.member_1"], row["reward/reward_model.member_2"]]
+        spread = row["reward/reward_model.std"]
+        assert spread > 0
+        assert row["reward/reward_model"] == pytest.approx(sum(members) / 2 - 0.5 * spread, abs=1e-5)
+    first = [json.loads(line) for line in (run / "dpo" / "round_1.jsonl").read_text().splitlines()]
+    assert len(first) == 16
+    summary = json.loads((run / "summary.json").read_text())["reward_model"]
+    names = [row["name"] for row in summary["accuracy_rows"]]
+    assert "members disagree: most quarter" in names
+    assert len(summary["edits"]) == 5
+    assert 0 <= summary["calibration_error"] <= 1
+    page = (run / "report" / "report.html").read_text()
+    assert "What the reward model rewards" in page
+    assert "Reward model: std" in page

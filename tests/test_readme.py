@@ -1,4 +1,4 @@
-"""Every command and every path that the README names."""
+"""Every command and every path that the README names, and every command of the pages in docs/."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -21,6 +23,13 @@ from tests.layout import layout
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
 COMMANDS = sorted({match.strip() for match in re.findall(r"^ {4}(rlhf-ray .*?)(?:\s+#.*)?$", README, re.MULTILINE)})
+SHOWN = re.compile(r"^ {4}(rlhf-ray .*?)(?:\s+#.*)?$", re.MULTILINE)
+PAGES = sorted((CHECKOUT / "docs").glob("*.md"))
+EVERY = sorted({*COMMANDS, *(command for page in PAGES for command in SHOWN.findall(page.read_text()))})
+# These have no configuration.
+ON_STORES = re.compile(
+    r" (feedback|label|jobs|judge +(review|agreement|adopt)|metrics|scale|status|view|chat|drift|resume-paused) "
+)
 SCRIPTS = sorted(set(re.findall(r"\./(launch/\w+\.sh)", README)))
 PATHS = sorted(set(re.findall(r"`((?:configs|benchmarks|launch|docs|tests|rlhf_ray|actors)/[\w./]+)`", README)))
 
@@ -34,26 +43,43 @@ def test_the_readme_has_commands_for_every_stage() -> None:
         "ppo",
         "dpo",
         "raft",
+        "iterate",
         "evaluate",
         "report",
         "generate",
         "replay",
+        "export",
         "submit",
+        "jobs",
+        "doctor",
+        "plan",
         "feedback",
+        "label",
+        "judge",
+        "constitution",
+        "metrics",
+        "scale",
+        "status",
+        "view",
+        "chat",
+        "drift",
+        "resume-paused",
     }
 
 
 def test_the_feedback_commands_of_the_readme_do_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("items.jsonl").write_text('{"prompt": "d", "responses": ["e", "f"]}\n')
     Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c", "annotator": "ann"}\n')
     said = []
     for command in (each for each in README.splitlines() if each.startswith("    rlhf-ray feedback")):
-        outcome = CliRunner().invoke(app, shlex.split(command)[1:])
+        outcome = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
         assert outcome.exit_code == 0, outcome.output
         said += outcome.output.splitlines()
     assert said == [
         "1 items, 1 new judgements: labels.db",
-        "1 items, 1 judgements that count, 1 ever made",
+        "1 items, 1 of them new, 0 with a known answer: labels.db",
+        "2 items, 1 judgements that count, 1 ever made",
         "verdicts: 1 ranked, 0 all bad, 0 skipped, 0 flagged",
         "ann (unknown): 1 judgements",
         "agreement: no pair was judged by two annotators",
@@ -61,17 +87,29 @@ def test_the_feedback_commands_of_the_readme_do_what_they_say(monkeypatch: pytes
     ]
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if " feedback " not in command])
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_and_its_options_exist(command: str) -> None:
+    name, *words = shlex.split(command)
+    found = get_command(app)
+    context = found.make_context(name, words)
+    while isinstance(found, Group):
+        _, inner, words = found.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner is not None
+        found, context = inner, inner.make_context(inner.name, words, parent=context)  # no option is unknown
+
+
+@pytest.mark.parametrize("command", [command for command in EVERY if not ON_STORES.search(command)])
 def test_every_command_of_the_readme_is_understood(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(CHECKOUT)
-    verb, directory, *settings = shlex.split(command)[1:]
-    if verb == "replay":  # its first argument is what a run has left
-        (tmp_path / directory).mkdir(parents=True)
-        shutil.copy("configs/quickstart.yaml", tmp_path / directory / "config.yaml")
-        directory = str(tmp_path / directory)
-    outcome = CliRunner().invoke(app, [verb, directory, *settings, "--print-config"])
+    arguments = shlex.split(command)[1:]
+    if arguments[0] in ("replay", "export"):  # its first argument is what a run has left
+        directory = tmp_path / arguments[1]
+        directory.mkdir(parents=True)
+        shutil.copy("configs/quickstart.yaml", directory / "config.yaml")
+        arguments[1] = str(directory)
+    outcome = CliRunner().invoke(app, [*arguments, "--print-config"])
     assert outcome.exit_code == 0, outcome.output
     assert "ppo:" in outcome.output
 

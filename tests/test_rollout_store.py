@@ -13,7 +13,19 @@ import pytest
 
 from rlhf_ray.errors import DataError
 from rlhf_ray.records import AdaptersOff, FloatArray, Rollout, Score
-from rlhf_ray.rollout_store import SavedShard, SavedStep, StepRecord, StepWriter, step_directory, write_step
+from rlhf_ray.rollout_store import (
+    KINDS_FILE,
+    SavedShard,
+    SavedStep,
+    StepRecord,
+    StepWriter,
+    step_directory,
+    write_kinds,
+    write_step,
+)
+from rlhf_ray.rollout_store import (
+    ROLLOUTS as ROLLOUTS_FOLDER,
+)
 
 STRANGE = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-45, 1 / 3], dtype=np.float32)
 
@@ -140,3 +152,8 @@ def test_a_damaged_step_is_refused_with_file_and_remedy(
 def test_a_step_that_is_not_there_says_how_to_have_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"step_000009: no such directory.*ppo\.save_rollouts=true"):
         SavedStep(step_directory(tmp_path, 9))
+
+
+def test_kinds_of_prompts_lie_beside_the_steps(tmp_path: Path) -> None:
+    write_kinds(tmp_path / "ppo" / ROLLOUTS_FOLDER, {"p0": "fact"})
+    assert json.loads((tmp_path / "ppo" / "rollouts" / KINDS_FILE).read_text()) == {"p0": "fact"}

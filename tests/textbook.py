@@ -14,6 +14,7 @@ from rlhf_ray.config.algorithm import CorrectionConfig, LossConfig
 from rlhf_ray.config.training import OptimizerConfig
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.records import Rollout
+from rlhf_ray.rewards.heads import Heads
 from tests import tiny
 from tests.trainers import PpoCase, SupervisedCase, Weights
 
@@ -111,6 +112,10 @@ def _surrogate(loss: LossConfig, new: torch.Tensor, lesson: Lesson) -> torch.Ten
     if loss.surrogate == "cispo":  # MiniMax-M1 2025, eq. 4 and 5
         return (new - lesson.old).exp().clamp(low, high).detach() * advantages * new
     ratio = (new - lesson.old).exp()
+    if loss.surrogate == "response":  # Ahmadian et al. 2024, section 2: the whole response is one action
+        terms = (new - lesson.old).sum().exp() * lesson.advantages
+        clipped = (new - lesson.old).sum().exp().clamp(low, high) * lesson.advantages
+        return torch.minimum(terms, clipped) / len(new)
     if loss.surrogate == "gspo":  # Zheng et al. 2025, eq. 5 and 7: the ratio of the response, the same at every token
         ratio = (new - lesson.old).mean().exp().expand_as(new)
     gain = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
@@ -317,6 +322,16 @@ def _score(model: PreTrainedModel, sequence: TokenSequence) -> torch.Tensor:
     return logits[0, 0]
 
 
+def _axis_score(model: PreTrainedModel, sequence: TokenSequence, heads: Heads, axis: str) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([sequence.token_ids.tolist()])).logits[0]
+    if axis:
+        return logits[heads.axes.index(axis)]
+    total = torch.zeros(())
+    for weight, logit in zip(heads.weights, logits, strict=True):
+        total = total + weight * logit
+    return total
+
+
 def reward_model(case: SupervisedCase) -> Weights:
     """The weights after all batches of rankings: pair by pair."""
     spec = case.spec
@@ -325,11 +340,13 @@ def reward_model(case: SupervisedCase) -> Weights:
     for step, batch in enumerate(case.batches):
         total = torch.zeros(())
         for ranking in batch:
-            scores = [_score(model, sequence) for sequence in ranking.sequences]
-            for (winner, loser), gap in zip(ranking.pairs, ranking.gaps, strict=True):
-                lead = scores[winner] - scores[loser] - spec.margin * gap
+            scores = [_axis_score(model, sequence, spec.heads, ranking.axis) for sequence in ranking.sequences]
+            certain = ranking.probabilities or (1.0,) * len(ranking.pairs)
+            for (winner, loser), gap, share in zip(ranking.pairs, ranking.gaps, certain, strict=True):
+                lead, margin = scores[winner] - scores[loser], spec.margin * gap
+                right, wrong = (torch.log1p(torch.exp(margin - each)) for each in (lead, -lead))
                 centre = spec.centering * (scores[winner] + scores[loser]) ** 2
-                total = total + (torch.log1p(torch.exp(-lead)) + centre) / len(ranking.pairs)
+                total = total + (share * right + (1 - share) * wrong + centre) / len(ranking.pairs)
         descend(model, optimizer, total / len(batch), linear_rate(spec.optimizer, step, spec.num_steps))
     return weights(model)
 

@@ -53,7 +53,7 @@ def scalar_model(family: str = "qwen2", *, seed: int = 2, **changes: Any) -> Pre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_config(
-            tiny_config(family, num_labels=1, **changes), dtype=torch.float32
+            tiny_config(family, **({"num_labels": 1} | changes)), dtype=torch.float32
         )
 
 

@@ -26,9 +26,9 @@ from rlhf_ray.records import AdaptersOff, FloatArray, Rollout
 from rlhf_ray.stages.dpo import DpoSpec
 from rlhf_ray.stages.ppo import PpoLearner, PpoSpec
 from rlhf_ray.stages.ppo_plan import PpoWork, StepRewards, plan_ppo
-from rlhf_ray.stages.reward_model import RewardModelSpec
+from rlhf_ray.stages.process_reward import ProcessRewardSpec
 from rlhf_ray.stages.sft import SftSpec
-from rlhf_ray.stages.work import plan_preferences, plan_rankings, plan_sequences
+from rlhf_ray.stages.work import LabelledSteps, RawScores, plan_preferences, plan_rankings, plan_sequences, plan_steps
 from tests import tiny
 
 Weights: TypeAlias = dict[str, npt.NDArray[np.float32]]
@@ -153,6 +153,28 @@ def resumed_ppo_steps(
     return Outcome(whole_weights(fresh.policy), critic_weights(fresh), metrics)
 
 
+def saved_ppo_steps(info: RankInfo, case: PpoCase, directory: str, steps: Sequence[int]) -> None:
+    """Take steps, save."""
+    shard_everything()
+    learner = case.spec.build(info)
+    for step in steps:
+        ppo_step(learner, case, step)
+    learner.save_state(directory, "last")
+
+
+def loaded_ppo_steps(
+    info: RankInfo, case: PpoCase, directory: str, steps: Sequence[int], forgetful: bool = False
+) -> Outcome:
+    """Load, take the steps; a forgetful one loses the moments of Adam."""
+    shard_everything()
+    learner = case.spec.build(info)
+    learner.load_state(directory, "last")
+    if forgetful:
+        learner.policy.engine.optimizer.state.clear()
+    metrics = tuple(ppo_step(learner, case, step) for step in steps)
+    return Outcome(whole_weights(learner.policy), critic_weights(learner), metrics)
+
+
 def ppo_step(learner: PpoLearner, case: PpoCase, step: int) -> MetricSums:
     info = learner.policy.info
     work = case.works(info.world_size, step)[info.rank]
@@ -214,6 +236,8 @@ class SupervisedCase:
         if isinstance(self.spec, DpoSpec):
             single = self.spec.dpo.loss == "kto"
             return plan_preferences(self.batches[step], single_responses=single, **split)
+        if isinstance(self.spec, ProcessRewardSpec):
+            return plan_steps(self.batches[step], **split)
         plan = plan_sequences if isinstance(self.spec, SftSpec) else plan_rankings
         return plan(self.batches[step], **split)
 
@@ -223,7 +247,7 @@ def supervised_steps(info: RankInfo, case: SupervisedCase) -> Outcome:
     shard_everything()
     learner = case.spec.build(info)
     metrics = [learner.update(case.works(info.world_size, step)[info.rank]) for step in range(len(case.batches))]
-    engine = learner.reward_model if isinstance(case.spec, RewardModelSpec) else learner.policy
+    engine = learner.reward_model if hasattr(learner, "reward_model") else learner.policy
     return Outcome(whole_weights(engine), {}, tuple(metrics))
 
 
@@ -247,16 +271,30 @@ def step_and_save(info: RankInfo, case: SupervisedCase, directory: str) -> Outco
 
 
 def score_and_save(
-    info: RankInfo, case: SupervisedCase, directory: str, mean: float, std: float
-) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    info: RankInfo, case: SupervisedCase, directory: str, settings: Mapping[str, Any]
+) -> tuple[tuple[int, RawScores], ...]:
     """Take the first step, score its rankings, save."""
     shard_everything()
     learner = case.spec.build(info)
     work = case.works(info.world_size, 0)[info.rank]
     learner.update(work)
-    learner.save(directory, mean, std)
-    scores: tuple[tuple[int, tuple[float, ...]], ...] = learner.score(work)
+    learner.save(directory, settings)
+    scores: tuple[tuple[int, RawScores], ...] = learner.score(work)
     return scores
+
+
+def learn_score_and_save(
+    info: RankInfo, case: SupervisedCase, heldout: Sequence[LabelledSteps], directory: str
+) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """Train a process reward model on every batch, ask it about others, save it with mean 0.5 and deviation 2."""
+    shard_everything()
+    learner = case.spec.build(info)
+    for step in range(len(case.batches)):
+        learner.update(case.works(info.world_size, step)[info.rank])
+    (work,) = plan_steps(heldout, num_ranks=1, max_tokens=100_000)
+    learner.save(directory, {"score_mean": 0.5, "score_std": 2.0})
+    rewards: tuple[tuple[int, tuple[float, ...]], ...] = learner.score(work)
+    return rewards
 
 
 # ------------------------------------------------------------------------------------------------------- engines alone
@@ -415,6 +453,16 @@ def failed_load(info: RankInfo, case: EngineCase, directory: str) -> str:
     except ConfigError as error:
         return str(error)
     raise AssertionError("something was loaded")
+
+
+def trained_and_saved(info: RankInfo, case: EngineCase, state: str, checkpoint: str) -> None:
+    """Three steps, then the state and the Hugging Face checkpoint of the same weights."""
+    engine = case.build(info)
+    for _ in range(3):
+        backward(engine)
+        engine.step()
+    engine.save_state(Path(state), "trainer")
+    engine.save_pretrained(Path(checkpoint))
 
 
 def weights_after_steps(info: RankInfo, case: EngineCase, num_steps: int) -> Weights:

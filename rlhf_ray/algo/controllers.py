@@ -23,6 +23,10 @@ class FixedKL:
         """Return itself, whatever was observed; the arguments are those of ``AdaptiveKL``."""
         return self
 
+    def raised(self, *, factor: float, limit: float) -> FixedKL:
+        """Return the controller with ``factor`` times the coefficient, up to ``limit``; never a lower one."""
+        return replace(self, coef=max(self.coef, min(self.coef * factor, limit)))
+
     def state(self) -> State:
         return asdict(self)
 
@@ -63,6 +67,14 @@ class AdaptiveKL:
             )
         error = min(max(observed_kl / self.target - 1, -0.2), 0.2)
         return replace(self, coef=self.coef * (1 + error * num_samples / self.horizon))
+
+    def raised(self, *, factor: float, limit: float) -> AdaptiveKL:
+        """Return the controller with ``factor`` times the coefficient, up to ``limit``; never a lower one.
+
+        The target is divided by what the coefficient was multiplied with, or the controller would undo it.
+        """
+        coef = max(self.coef, min(self.coef * factor, limit))
+        return replace(self, coef=coef, target=self.target * self.coef / coef if coef else self.target)
 
     def state(self) -> State:
         return asdict(self)

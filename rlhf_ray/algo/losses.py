@@ -131,6 +131,7 @@ def bradley_terry_loss(
     chosen_scores: Tensor,
     rejected_scores: Tensor,
     margins: Tensor | None = None,
+    probabilities: Tensor | None = None,
     centering: float = 0.0,
     weights: Tensor | None = None,
 ) -> LossSums:
@@ -139,24 +140,73 @@ def bradley_terry_loss(
     The ranking loss of Ouyang et al. 2022, eq. 1, with the margin of Touvron et al. 2023, eq. 2, and the centring of
     Eisenstein et al. 2023, which holds scores near 0. ``weights`` of 1 / (pairs of the prompt) let every prompt count
     once however many pairs its ranking gives (Ouyang et al., section 3.5). A tie of scores counts half in ``accuracy``.
+
+    With ``probabilities`` q, how likely it is that the chosen response is the better, the first term is its mean over
+    that label: -q log sigmoid(r_c - r_r - margin) - (1 - q) log sigmoid(r_r - r_c - margin), the cross-entropy of a
+    soft label, smallest at r_c - r_r = log(q / (1 - q)) without a margin. ``accuracy`` is then over the pairs whose q
+    is not one half, and right is whom q prefers.
     """
     if centering < 0:
         raise ValueError(f"centering ({centering}) must be 0 or more; it multiplies a penalty")
     difference = chosen_scores - rejected_scores
     weights = torch.ones_like(difference) if weights is None else weights.detach()
-    per_pair = -logsigmoid(difference if margins is None else difference - margins)
+    margins = torch.zeros_like(difference) if margins is None else margins
+    per_pair = expected_over_labels(
+        -logsigmoid(difference - margins), -logsigmoid(-difference - margins), probabilities
+    )
     if centering:
         per_pair = per_pair + centering * (chosen_scores + rejected_scores).square()
 
     weight = weights.double().sum()
     measures = {
-        "accuracy": 0.5 * (difference.sign() + 1),
         "score_margin": difference,
         "chosen_scores": chosen_scores,
         "rejected_scores": rejected_scores,
     }
     metrics = {name: ((weights * measure.detach()).double().sum(), weight) for name, measure in measures.items()}
+    metrics["accuracy"] = pair_accuracy(difference, probabilities=probabilities, weights=weights)
     return LossSums(loss=(weights * per_pair).sum(), weight=weight, metrics=metrics)
+
+
+def step_label_loss(*, rewards: Tensor, labels: Tensor) -> LossSums:
+    """Return the cross-entropy -y log sigmoid(r) - (1 - y) log sigmoid(-r) summed over steps, both tensors [N].
+
+    ``labels`` are bools, True for a good step (Math-Shepherd: Wang et al. 2024, eq. 3). A reward of exactly 0 counts
+    half in ``accuracy``.
+    """
+    if labels.dtype != torch.bool or labels.shape != rewards.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} {labels.dtype} must be bools [N], as {tuple(rewards.shape)}")
+    signed = torch.where(labels, rewards, -rewards)
+    weight = torch.tensor(float(len(rewards)), dtype=torch.float64, device=rewards.device)
+    right = 0.5 * (signed.detach().sign() + 1)
+    return LossSums(loss=-logsigmoid(signed).sum(), weight=weight, metrics={"accuracy": (right.double().sum(), weight)})
+
+
+def expected_over_labels(as_labelled: Tensor, turned: Tensor, probabilities: Tensor | None) -> Tensor:
+    """Return q ``as_labelled`` + (1 - q) ``turned``, all tensors [P]: the mean of a pair's loss over its label.
+
+    ``turned`` are the losses of the same pairs labelled the other way round. Without ``probabilities``, and where one
+    is 1, the result and its gradient are those of the hard label, bit for bit.
+    """
+    if probabilities is None:
+        return as_labelled
+    if probabilities.shape != as_labelled.shape:
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} must be [P], one a pair, as {tuple(as_labelled.shape)}"
+        )
+    share = probabilities.detach().to(as_labelled.dtype)
+    return share * as_labelled + (1 - share) * turned
+
+
+def pair_accuracy(margin: Tensor, *, probabilities: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (weighted number of pairs that are right, weight of the pairs that can be), all tensors [P].
+
+    A pair is right where ``margin`` has the sign of its label; a margin of 0 counts half, even odds not at all.
+    """
+    label = torch.ones_like(margin) if probabilities is None else (probabilities.to(margin.dtype) - 0.5).sign()
+    counted = weights * label.abs()
+    right = 0.5 * (margin.detach().sign() * label + 1)
+    return (counted * right).double().sum(), counted.double().sum()
 
 
 def token_metrics(per_token: Mapping[str, Tensor], mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

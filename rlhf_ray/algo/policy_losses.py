@@ -1,9 +1,12 @@
-"""Surrogate losses of the policy: clipped ratios of tokens (PPO), of sequences (GSPO), clipped weights (CISPO).
+"""Surrogate losses of the policy: clipped ratios of tokens (PPO), of responses, whole or by their mean token (GSPO),
+and clipped weights (CISPO).
 
-All three return sums over sampled tokens, each times its weight, with one set of metrics.
+All return sums over sampled tokens, each times its weight, with one set of metrics.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -66,16 +69,40 @@ def gspo_loss(
     ``advantages`` are constant in a row and ``token_weights`` are 1 / length, the gradient is that of eq. 5.
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, response_mask)
-    # Added up in float64: how far a row is padded decides the order of the sum, and must not move it over a bound.
-    of_row = masked_mean(values=log_ratio.detach().double(), mask=response_mask, dim=-1).to(log_ratio.dtype)
-    importance = of_row[:, None] + (log_ratio - log_ratio.detach())  # the log of sg(s) * exp(logprob - sg(logprob))
     return _clipped_surrogate(
         log_ratio=log_ratio,
-        importance=importance,
+        importance=_of_response(masked_mean, log_ratio, response_mask),
         advantages=advantages,
         response_mask=response_mask,
         bounds=_bounds(clip_ratio, clip_ratio_high),
-        dual_clip=0.0,
+        token_weights=token_weights,
+    )
+
+
+def response_loss(
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    clip_ratio: float,
+    clip_ratio_high: float | None = None,
+    token_weights: Tensor | None = None,
+) -> LossSums:
+    """Return the clipped surrogate of whole responses as single actions (Ahmadian et al. 2024), by token and negated.
+
+    Arguments and metrics are those of ``policy_loss``; the ratio, also in the metrics, is the response's,
+    s = exp(sum_t log(new / old)), with the gradient sg(s) * d logprob at each token. Where ``advantages`` are constant
+    in a row and ``token_weights`` are 1, the gradient is that of -min(s A, clip(s) A) summed over rows; the loss counts
+    a row's term once a token.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, response_mask)
+    return _clipped_surrogate(
+        log_ratio=log_ratio,
+        importance=_of_response(masked_sum, log_ratio, response_mask),
+        advantages=advantages,
+        response_mask=response_mask,
+        bounds=_bounds(clip_ratio, clip_ratio_high),
         token_weights=token_weights,
     )
 
@@ -120,6 +147,13 @@ def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) ->
     return torch.where(response_mask, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
 
 
+def _of_response(reduce: Callable[..., Tensor], log_ratio: Tensor, response_mask: Tensor) -> Tensor:
+    """The log of sg(s) * exp(logprob - sg(logprob)) at every token, [B, S], log s being ``reduce`` over the row."""
+    # Added up in float64: how far a row is padded decides the order of the sum, and must not move it over a bound.
+    of_row = reduce(values=log_ratio.detach().double(), mask=response_mask, dim=-1).to(log_ratio.dtype)
+    return of_row[:, None] + (log_ratio - log_ratio.detach())
+
+
 def _exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
@@ -136,8 +170,8 @@ def _clipped_surrogate(
     advantages: Tensor,
     response_mask: Tensor,
     bounds: tuple[float, float],
-    dual_clip: float,
     token_weights: Tensor | None,
+    dual_clip: float = 0.0,
 ) -> LossSums:
     """Sum -min(ratio A, clip(ratio) A), ``importance`` [B, S] being the log of the ratio with its gradient."""
     advantages = _constants(advantages, log_ratio)

@@ -6,6 +6,10 @@ where given, count a pair more or less; the weight of the sums is then their sum
 
 The metrics speak of the implicit reward that a loss compares: ``chosen_rewards``, ``rejected_rewards``,
 ``reward_margin``, their difference, and ``accuracy``, in which a tie counts half.
+
+A label need not be certain: DPO and IPO have a loss for soft labels, the mean of their loss over the label. For the
+others that mean is no loss of theirs: hinge and SimPO would not stop at the label's odds, robust DPO corrects for flips
+of hard labels, and ORPO and KTO make one of the two responses a demonstration.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from rlhf_ray.algo.losses import LossSums
+from rlhf_ray.algo.losses import LossSums, expected_over_labels, pair_accuracy
 
 # Odds p / (1 - p) end here, where 1 - p is still far above the rounding of float32.
 MAX_ODDS = 1e6
@@ -28,6 +32,8 @@ def dpo_loss(
     ref_rejected: Tensor,
     beta: float,
     label_smoothing: float = 0.0,
+    margins: Tensor | None = None,
+    probabilities: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> LossSums:
     """Return sum_p w_p -log sigmoid(m_p), all tensors [P] (Rafailov et al. 2023, eq. 7).
@@ -35,15 +41,25 @@ def dpo_loss(
     m = beta ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)) is the margin of the implicit rewards.
     With ``label_smoothing`` e, the share of pairs believed to be labelled the wrong way round, the loss is
     -(1 - e) log sigmoid(m) - e log sigmoid(-m): conservative DPO (Mitchell 2023), smallest at log((1 - e) / e).
+
+    ``probabilities`` q, one a pair, are soft labels: the loss is its mean over the label, q loss(m) + (1 - q) loss(-m),
+    which without smoothing is smallest at m = log(q / (1 - q)) (Furuta et al. 2024).
+
+    ``margins`` are by how much the better response should lead: m becomes m - margin for either order of a pair, as
+    in DPO with an offset (Amini et al. 2024) and in the reward model's loss.
     """
     _check_share(label_smoothing=label_smoothing)
     chosen = _reward(policy=policy_chosen, ref=ref_chosen, beta=beta)
     rejected = _reward(policy=policy_rejected, ref=ref_rejected, beta=beta)
-    margin = chosen - rejected
-    per_pair = -(1 - label_smoothing) * logsigmoid(margin)
-    if label_smoothing:
-        per_pair = per_pair - label_smoothing * logsigmoid(-margin)
-    return _pair_sums(per_pair=per_pair, chosen=chosen, rejected=rejected, weights=weights)
+    offset = torch.zeros_like(chosen) if margins is None else margins.detach().to(chosen.dtype)
+    _check_shape(chosen, margins=offset)
+
+    def labelled(margin: Tensor) -> Tensor:
+        kept = -(1 - label_smoothing) * logsigmoid(margin - offset)
+        return kept - label_smoothing * logsigmoid(-margin - offset) if label_smoothing else kept
+
+    per_pair = expected_over_labels(labelled(chosen - rejected), labelled(rejected - chosen), probabilities)
+    return _pair_sums(per_pair=per_pair, chosen=chosen, rejected=rejected, probabilities=probabilities, weights=weights)
 
 
 def robust_dpo_loss(
@@ -97,6 +113,7 @@ def ipo_loss(
     tau: float,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
+    probabilities: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> LossSums:
     """Return sum_p w_p (h_p - 1 / (2 tau))^2, all tensors [P] (Azar et al. 2023, eq. 17).
@@ -105,6 +122,9 @@ def ipo_loss(
     log-ratio is that of the mean token: without, the target 1 / (2 tau) is a sum over tokens and long responses reach
     it sooner. The paper's equation has no lengths; its authors' runs and TRL average. The implicit reward is tau times
     the log-ratio that is compared.
+
+    ``probabilities`` q, one a pair, are soft labels: q (h - 1 / (2 tau))^2 + (1 - q) (h + 1 / (2 tau))^2, the paper's
+    loss in expectation over the label that would be drawn, smallest at h = (2 q - 1) / (2 tau).
     """
     if (chosen_lengths is None) != (rejected_lengths is None):
         raise ValueError("chosen_lengths and rejected_lengths must both be given, or neither")
@@ -113,8 +133,13 @@ def ipo_loss(
     rejected = _reward(policy=policy_rejected, ref=ref_rejected, beta=1.0)
     if chosen_lengths is not None and rejected_lengths is not None:
         chosen, rejected = _per_token(chosen, chosen_lengths), _per_token(rejected, rejected_lengths)
-    per_pair = (chosen - rejected - 1 / (2 * tau)).square()
-    return _pair_sums(per_pair=per_pair, chosen=tau * chosen, rejected=tau * rejected, weights=weights)
+    target = 1 / (2 * tau)
+    per_pair = expected_over_labels(
+        (chosen - rejected - target).square(), (rejected - chosen - target).square(), probabilities
+    )
+    return _pair_sums(
+        per_pair=per_pair, chosen=tau * chosen, rejected=tau * rejected, probabilities=probabilities, weights=weights
+    )
 
 
 def simpo_loss(
@@ -251,7 +276,14 @@ def _log_odds(logprobs: Tensor) -> Tensor:
     return logprobs - (-torch.expm1(logprobs)).log()
 
 
-def _pair_sums(*, per_pair: Tensor, chosen: Tensor, rejected: Tensor, weights: Tensor | None) -> LossSums:
+def _pair_sums(
+    *,
+    per_pair: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    weights: Tensor | None,
+    probabilities: Tensor | None = None,
+) -> LossSums:
     weights = _weights(per_pair, weights)
     weight = weights.double().sum()
     margin = (chosen - rejected).detach()
@@ -259,9 +291,9 @@ def _pair_sums(*, per_pair: Tensor, chosen: Tensor, rejected: Tensor, weights: T
         "chosen_rewards": chosen.detach(),
         "rejected_rewards": rejected.detach(),
         "reward_margin": margin,
-        "accuracy": 0.5 * (margin.sign() + 1),
     }
     metrics = {name: ((weights * measure).double().sum(), weight) for name, measure in measures.items()}
+    metrics["accuracy"] = pair_accuracy(margin, probabilities=probabilities, weights=weights)
     return LossSums(loss=(weights * per_pair).sum(), weight=weight, metrics=metrics)
 
 

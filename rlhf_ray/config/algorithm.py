@@ -28,7 +28,7 @@ class LossConfig:
     ``dual_clip`` bounds the loss of tokens with a negative advantage at that multiple of it; 0 leaves it out.
     """
 
-    surrogate: Literal["clip", "gspo", "cispo"] = "clip"
+    surrogate: Literal["clip", "response", "gspo", "cispo"] = "clip"
     clip_ratio: float = 0.2
     clip_ratio_high: float | None = None
     dual_clip: float = 0.0

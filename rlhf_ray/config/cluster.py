@@ -16,12 +16,14 @@ class ClusterConfig:
     num_cpus: int | None = None  # of a local cluster; None: what the machine has, 4 at least
     object_store_mb: int = 512  # of a local cluster
     placement_timeout_s: float = 120.0
+    wait_for_room_s: float = 1800.0  # after a node was lost, for another to come
     actor_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         require_positive(
             cluster__object_store_mb=self.object_store_mb,
             cluster__placement_timeout_s=self.placement_timeout_s,
+            cluster__wait_for_room_s=self.wait_for_room_s,
             cluster__actor_timeout_s=self.actor_timeout_s,
         )
         if self.num_cpus is not None:

@@ -11,11 +11,35 @@ from rlhf_ray.config.training import OptimizerConfig
 PreferenceLoss = Literal["dpo", "robust", "hinge", "ipo", "simpo", "orpo", "kto"]
 WITHOUT_REFERENCE = ("simpo", "orpo")
 SMOOTHED = ("dpo", "robust")
+OF_SOFT_LABELS = ("dpo", "ipo")  # what is defined for pairs of which nobody is certain
 WITHOUT_LIKELIHOOD = ("orpo", "kto")  # ORPO has the term already, and KTO has no pairs
 
 
 def _default_optimizer() -> OptimizerConfig:
     return OptimizerConfig(learning_rate=1e-5, decay="linear", floor=0.0)
+
+
+@dataclass(frozen=True)
+class OnlineDpoConfig:
+    """Fresh pairs: every ``every`` steps the policy answers ``every * dpo.batch_size`` prompts, and the rewards rank.
+
+    ``num_steps`` 0 learns from the run's comparisons instead.
+    """
+
+    num_steps: int = 0
+    every: int = 1
+    responses_per_prompt: int = 2
+    temperature: float = 1.0
+    checkpoint_every: int = 10  # rounds; 0 keeps none
+
+    def __post_init__(self) -> None:
+        require_not_negative(dpo__online__num_steps=self.num_steps, dpo__online__checkpoint_every=self.checkpoint_every)
+        require_positive(dpo__online__every=self.every, dpo__online__temperature=self.temperature)
+        require_between(2, 64, dpo__online__responses_per_prompt=self.responses_per_prompt)
+
+    @property
+    def enabled(self) -> bool:
+        return self.num_steps > 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,7 @@ class DpoConfig:
     loss: PreferenceLoss = "dpo"
     beta: float = 0.1
     label_smoothing: float = 0.0  # the share of labels believed to be flipped: conservative DPO, robust DPO
+    margin: float = 0.0  # dpo: a winner's reward should lead by this much for every rank between
     simpo_margin: float = 0.5  # gamma, between the two rewards
     length_normalised: bool = True  # ipo: log-ratios of the mean token, as its authors run it
     likelihood_coef: float = 0.0  # adds the chosen response's negative log-likelihood a token (RPO)
@@ -38,6 +63,7 @@ class DpoConfig:
     batch_size: int = 32
     optimizer: OptimizerConfig = field(default_factory=_default_optimizer)
     eval_every: int = 50
+    online: OnlineDpoConfig = field(default_factory=OnlineDpoConfig)
 
     def __post_init__(self) -> None:
         require_positive(
@@ -48,12 +74,14 @@ class DpoConfig:
         )
         require_between(0, 0.49, dpo__label_smoothing=self.label_smoothing)
         require_not_negative(
+            dpo__margin=self.margin,
             dpo__simpo_margin=self.simpo_margin,
             dpo__likelihood_coef=self.likelihood_coef,
             dpo__desirable_weight=self.desirable_weight,
             dpo__undesirable_weight=self.undesirable_weight,
         )
         self._require_used("label_smoothing", self.label_smoothing, self.loss in SMOOTHED)
+        self._require_used("margin", self.margin, self.loss == "dpo")
         self._require_used("likelihood_coef", self.likelihood_coef, self.loss not in WITHOUT_LIKELIHOOD)
         require(
             self.loss != "robust" or self.label_smoothing > 0,
@@ -71,6 +99,10 @@ class DpoConfig:
             rule=f"has no place in dpo.loss={self.loss}",
             remedy="set it to 0 or choose another loss",
         )
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        return self.loss in OF_SOFT_LABELS
 
     @property
     def has_reference(self) -> bool:

@@ -25,7 +25,10 @@ class GenerationConfig:
     ``engine_args`` goes to vLLM's AsyncEngineArgs as it is and overrides what we would have passed.
     """
 
-    num_engines: int = 1
+    num_engines: int = 1  # at the start; `rlhf-ray scale` changes it while a run lives
+    scale: Literal["fixed", "auto"] = "fixed"  # auto: by who waits for whom, between the next two
+    min_engines: int = 1
+    max_engines: int | None = None  # None: num_engines
     tensor_parallel_size: int = 1
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"  # auto: as the trainer
     max_model_len: int | None = None  # prompt and response, tokens; None: what the model was built for
@@ -47,6 +50,7 @@ class GenerationConfig:
             generation__shard_size=self.shard_size,
         )
         require_not_negative(generation__cpus_per_engine=self.cpus_per_engine)
+        self._require_sizes()
         if self.gpus_per_engine is not None:
             require_not_negative(generation__gpus_per_engine=self.gpus_per_engine)
         if self.max_model_len is not None:
@@ -75,6 +79,29 @@ class GenerationConfig:
             rule="must not set what sampling and weight sync rest on",
             remedy="remove these keys; tensor_parallel_size has a field of its own",
         )
+
+    def _require_sizes(self) -> None:
+        """The fleet begins between its bounds; bounds are for a fleet that sizes itself."""
+        require_positive(generation__min_engines=self.min_engines, generation__max_engines=self.most_engines)
+        require(
+            self.scale == "fixed" or self.min_engines <= self.num_engines <= self.most_engines,
+            field="generation.num_engines",
+            value=self.num_engines,
+            rule=f"must lie between generation.min_engines ({self.min_engines}) and generation.max_engines "
+            f"({self.most_engines}) with generation.scale=auto",
+            remedy="choose a size to begin with, or wider bounds",
+        )
+        require(
+            self.scale == "auto" or (self.min_engines == 1 and self.max_engines is None),
+            field="generation.scale",
+            value=self.scale,
+            rule="does not look at generation.min_engines and generation.max_engines",
+            remedy="use generation.scale=auto, or leave both out",
+        )
+
+    @property
+    def most_engines(self) -> int:
+        return self.num_engines if self.max_engines is None else self.max_engines
 
     def kv_cache_bytes(self, device: Literal["cpu", "cuda"]) -> int | None:
         """Bytes for the KV cache: as configured, else 128 MiB on a CPU, and None (as much as fits) on a GPU."""

@@ -8,13 +8,15 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -23,13 +25,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError for a file that is missing or not YAML, an unknown key (with the nearest known one), a value of
     the wrong type, or a broken rule.
     """
+    return load_structured(path, RunConfig, overrides)
+
+
+def load_structured(path: str | Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file into another frozen dataclass of settings, by the same rules and with the same errors."""
     layers = [(str(p), layer) for p, layer in _with_bases(Path(path), ())]
     layers += [(text, _parse_override(text)) for text in overrides]
-    tree = deepcopy(_schema())
+    tree = deepcopy(_schema(cast(Any, schema)))
     for source, layer in layers:
         _merge(tree, layer, source)
     try:
-        return cast(RunConfig, OmegaConf.to_object(tree))
+        return cast(T, OmegaConf.to_object(tree))
     except ConfigError as error:
         raise _in_full(error, tree) from None
     except MissingMandatoryValue as error:
@@ -40,9 +47,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 @cache
-def _schema() -> DictConfig:
+def _schema(schema: type[Any]) -> DictConfig:
     """The defaults with their types."""
-    return cast(DictConfig, OmegaConf.structured(RunConfig))
+    return cast(DictConfig, OmegaConf.structured(schema))
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from rlhf_ray.config.checks import require, require_between
+from rlhf_ray.config.checks import require, require_between, require_not_negative
 
 LEARNED = "reward_model"  # the name of the only source where none are named
 NAME = re.compile(r"[a-z0-9_]+")
@@ -57,13 +57,16 @@ class RewardsConfig:
     """Sources by name; none means the run's own reward model alone.
 
     A rollout that a source cannot score is left out of the step; more than ``max_failed_fraction`` of them end the run.
+    ``uncertainty_penalty`` takes so many deviations among the members of the run's own ensemble from its score.
     """
 
     sources: dict[str, RewardSourceConfig] = field(default_factory=dict)
+    uncertainty_penalty: float = 0.0
     max_failed_fraction: float = 0.25
 
     def __post_init__(self) -> None:
         require_between(0, 1, rewards__max_failed_fraction=self.max_failed_fraction)
+        require_not_negative(rewards__uncertainty_penalty=self.uncertainty_penalty)
         for name, source in self.sources.items():
             require(
                 NAME.fullmatch(name) is not None,

@@ -5,22 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf_ray.config.alarms import Action, AlarmsConfig
 from rlhf_ray.config.algorithm import MAX_EXACT_KL_VOCABULARY
+from rlhf_ray.config.checkpoints import CheckpointConfig
 from rlhf_ray.config.checks import require
 from rlhf_ray.config.cluster import ClusterConfig, WeightSyncConfig
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.dpo import DpoConfig
 from rlhf_ray.config.evaluation import EvaluationConfig
+from rlhf_ray.config.faults import FaultsConfig
 from rlhf_ray.config.generation import GenerationConfig
+from rlhf_ray.config.iteration import IterationConfig
+from rlhf_ray.config.judge import JudgeConfig, RevisionConfig
 from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.raft import RaftConfig
 from rlhf_ray.config.reward_model import ComparisonConfig, RewardModelConfig
-from rlhf_ray.config.rewards import RewardsConfig
+from rlhf_ray.config.rewards import RewardsConfig, RewardSourceConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.sft import SftConfig
 from rlhf_ray.config.training import TrainingConfig
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.metrics.registry import UnknownMetricError, describe
 
 Method = Literal["ppo", "dpo", "raft", "best_of_n"]
 BEST_OF_N: Method = "best_of_n"
@@ -46,16 +53,22 @@ class RunConfig:
     reward_server: ServerConfig = field(default_factory=ServerConfig)
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     sft: SftConfig = field(default_factory=SftConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    revision: RevisionConfig = field(default_factory=RevisionConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
     raft: RaftConfig = field(default_factory=RaftConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    iteration: IterationConfig = field(default_factory=IterationConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -75,6 +88,8 @@ class RunConfig:
         self._require_lengths()
         self._require_rewards()
         self._require_exact_kl()
+        self._require_best_metric()
+        self._require_alarms_can_act()
         if self.model.path is None:
             self._require_head_size()
 
@@ -113,7 +128,7 @@ class RunConfig:
             field="rewards.sources",
             value=sorted(self.rewards.sources),
             rule=f"ask for the run's own reward model, and no method follows it ({', '.join(self.methods)})",
-            remedy="add ppo, raft or best_of_n to methods, or give the source a path",
+            remedy="add ppo, raft or best_of_n to methods, set dpo.online.num_steps, or give the source a path",
         )
         starts_critic = "ppo" in self.methods and self.ppo.has_critic
         require(
@@ -123,6 +138,7 @@ class RunConfig:
             rule="needs the run's own reward model, and none of rewards.sources is it",
             remedy="use ppo.critic_initialise_from=sft, or add a source of kind=model without a path",
         )
+        self._require_reward_model_fits(starts_critic)
         for name, source in self.rewards.sources.items():
             require(
                 source.kind == "model" or source.longest_call_s < self.cluster.actor_timeout_s,
@@ -133,9 +149,81 @@ class RunConfig:
                 remedy="lower one or raise the other",
             )
 
+    def _require_reward_model_fits(self, starts_critic: bool) -> None:
+        """A critic starts from one head, and only an ensemble disagrees."""
+        require(
+            not (starts_critic and self.trains_reward_model and self.reward_model.axes)
+            or self.ppo.critic_initialise_from != "reward_model",
+            field="ppo.critic_initialise_from",
+            value=self.ppo.critic_initialise_from,
+            rule=f"needs a reward model with one head, and reward_model.axes give it {len(self.reward_model.axes)}",
+            remedy="use ppo.critic_initialise_from=sft",
+        )
+        require(
+            not self.judge.by_axis or bool(self.judge.store) or bool(self.reward_model.axes),
+            field="judge.by_axis",
+            value=self.judge.by_axis,
+            rule="keeps comparisons for heads of their own, and reward_model.axes names none: nobody would learn them",
+            remedy="set it to false, or reward_model.axes to the principles' axes",
+        )
+        require(
+            self.rewards.uncertainty_penalty == 0 or (self.reward_model.ensemble > 1 and self.trains_reward_model),
+            field="rewards.uncertainty_penalty",
+            value=self.rewards.uncertainty_penalty,
+            rule=f"needs members of the run's own reward model that disagree, and there are "
+            f"{self.reward_model.ensemble if self.trains_reward_model else 0}",
+            remedy="set reward_model.ensemble=4, or leave the penalty at 0",
+        )
+
+    def _require_best_metric(self) -> None:
+        """A state can only be the best by a number that is measured."""
+        metric = self.checkpoints.best_metric
+        if not metric:
+            return
+        try:
+            describe(metric)
+        except UnknownMetricError as error:
+            raise ConfigError(
+                "checkpoints.best_metric", metric, f"is no metric ({error})", "name one that the run logs"
+            ) from error
+        require(
+            not metric.startswith(("gold/", "grade/")) or self.ppo.eval_every > 0,
+            field="checkpoints.best_metric",
+            value=metric,
+            rule="is measured on held-out prompts, and ppo.eval_every is 0: no step would ever be the best",
+            remedy="set ppo.eval_every, or name another metric",
+        )
+
+    def _require_alarms_can_act(self) -> None:
+        """What an alarm is to do must be possible in this run."""
+        saves = self.ppo.checkpoint_every > 0 or self.checkpoints.every_minutes > 0
+        rules: tuple[tuple[Action, bool, str, str], ...] = (
+            ("save", saves, "needs saved states, and the run saves none", "set ppo.checkpoint_every"),
+            (
+                "stop_keep_best",
+                saves and bool(self.checkpoints.best_metric),
+                "keeps the best of the saved states, and the run saves none or does not know which is the best",
+                "set ppo.checkpoint_every, ppo.eval_every and checkpoints.best_metric=gold/heldout_mean",
+            ),
+            ("raise_kl", self.ppo.kl.coef > 0, "multiplies ppo.kl.coef, which is 0", "give it a value above 0"),
+        )
+        for action, holds, rule, remedy in rules:
+            for name in self.alarms.acting(action):
+                require(holds, field=f"alarms.rules.{name}.action", value=action, rule=rule, remedy=remedy)
+
+    def step_separator(self, source: RewardSourceConfig) -> str:
+        """What ends the steps that ``source`` scores one by one; empty where it scores whole responses."""
+        if source.is_own_model and self.reward_model.kind == "process":
+            return self.reward_model.step_separator
+        return str(source.arguments.get("step_separator", ""))
+
     @property
     def follows_reward(self) -> bool:
-        return any(method in OF_REWARDS for method in self.methods)
+        return self.dpo_is_online or any(method in OF_REWARDS for method in self.methods)
+
+    @property
+    def dpo_is_online(self) -> bool:
+        return "dpo" in self.methods and self.dpo.online.enabled
 
     @property
     def trains_reward_model(self) -> bool:
@@ -143,7 +231,8 @@ class RunConfig:
 
     @property
     def collects_comparisons(self) -> bool:
-        return self.trains_reward_model or "dpo" in self.methods
+        offline = "dpo" in self.methods and not self.dpo_is_online
+        return offline or (self.trains_reward_model and self.reward_model.kind == "outcome")
 
     @property
     def scores_responses(self) -> bool:

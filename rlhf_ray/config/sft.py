@@ -10,6 +10,7 @@ from rlhf_ray.config.training import OptimizerConfig
 
 @dataclass(frozen=True)
 class SftConfig:
+    demonstrations: str = ""  # a file of them, as of `constitution revise`, in place of the task's own for training
     num_epochs: float = 1.0  # 0 takes the model as it is
     batch_size: int = 64  # demonstrations an optimizer step
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

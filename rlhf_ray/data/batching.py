@@ -6,15 +6,17 @@ Micro-batches are cut from rows sorted by length, so that little is padding.
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
+from rlhf_ray.data.partition import Rows, balanced_partition
 from rlhf_ray.errors import ConfigError
 
-Rows: TypeAlias = tuple[int, ...]
+Counts = npt.NDArray[np.int64]
 
 # What starting a micro-batch costs (kernel launches, gathered weights), in tokens: weighs their number against padding.
 MICRO_BATCH_TOKENS = 64
@@ -65,18 +67,27 @@ def plan_minibatches(
         raise ConfigError("num_ranks", num_ranks, "must be at least 1", "give the trainer a process")
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
-    minibatches = (order[index::num_minibatches] for index in range(num_minibatches))
-    return UpdatePlan(tuple(_plan_minibatch(lengths, rows, num_ranks, max_tokens) for rows in minibatches))
+    minibatches = [sorted(order[index::num_minibatches]) for index in range(num_minibatches)]
+    shares = [share for rows in minibatches for share in _shares(lengths, rows, num_ranks)]
+    packed = pack_shares([[lengths[row] for row in share] for share in shares], max_tokens)
+    named = [[_picked(share, rows) for rows in found] for share, found in zip(shares, packed, strict=True)]
+    return UpdatePlan(
+        tuple(_level(lengths, named[first : first + num_ranks]) for first in range(0, len(named), num_ranks))
+    )
 
 
-def _plan_minibatch(lengths: Sequence[int], rows: list[int], num_ranks: int, max_tokens: int) -> MinibatchPlan:
-    rows = sorted(rows)
-    shares = balanced_partition([lengths[row] for row in rows], num_ranks, equal_counts=False)
-    packed = []
-    for share in shares:
-        share_rows = [rows[index] for index in share]
-        micro_batches = pack_micro_batches([lengths[row] for row in share_rows], max_tokens)
-        packed.append([tuple(share_rows[index] for index in micro_batch) for micro_batch in micro_batches])
+def _shares(lengths: Sequence[int], rows: Sequence[int], num_ranks: int) -> list[Rows]:
+    """Each rank's rows of a minibatch, even by tokens."""
+    parts = balanced_partition([lengths[row] for row in rows], num_ranks, equal_counts=False)
+    return [_picked(rows, part) for part in parts]
+
+
+def _picked(rows: Sequence[int], places: Rows) -> Rows:
+    return tuple(map(rows.__getitem__, places))
+
+
+def _level(lengths: Sequence[int], packed: Sequence[list[Rows]]) -> MinibatchPlan:
+    """The ranks of a minibatch, with as many micro-batches each."""
     count = max(len(micro_batches) for micro_batches in packed)
     return MinibatchPlan(tuple(RankPlan(_extended(lengths, micro_batches, count)) for micro_batches in packed))
 
@@ -102,22 +113,52 @@ def pack_micro_batches(lengths: Sequence[int], max_tokens: int) -> tuple[Rows, .
     with the least padded tokens is taken, where every micro-batch costs ``MICRO_BATCH_TOKENS`` more. A row longer than
     ``max_tokens`` gets a micro-batch of its own.
     """
+    return pack_shares([lengths], max_tokens)[0]
+
+
+def pack_shares(shares: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[Rows, ...]]:
+    """:func:`pack_micro_batches` of the lengths of many shares, all at once."""
     if max_tokens < 1:
         raise ConfigError("max_tokens", max_tokens, "must be at least 1 token", "take the longest rollout or more")
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    # best[i] = (cost, end of the first micro-batch) for the rows from place i on.
-    best: list[tuple[int, int]] = [(0, 0)] * (len(order) + 1)
-    for start in reversed(range(len(order))):
-        longest = lengths[order[start]]
-        widest = max(1, max_tokens // max(longest, 1))
-        ends = range(start + 1, min(start + widest, len(order)) + 1)
-        best[start] = min((best[end][0] + longest * (end - start) + MICRO_BATCH_TOKENS, end) for end in ends)
+    if not any(map(len, shares)):
+        return [()] * len(shares)
+    orders = [sorted(range(len(share)), key=share.__getitem__, reverse=True) for share in shares]  # ties as they stand
+    size = max(map(len, shares))
+    longest = np.empty((len(shares), size), dtype=np.int64)  # aligned at the end, where the search begins
+    for line, share, order in zip(longest, shares, orders, strict=True):
+        line[: size - len(share)] = max(share, default=max_tokens)  # places before the share: nothing is read there
+        line[size - len(share) :] = [share[row] for row in order]
+    ends = _cheapest_ends(longest, max_tokens).tolist()
+    return [_cut(order, own, size - len(order)) for order, own in zip(orders, ends, strict=True)]
 
-    micro_batches, start = [], 0
-    while start < len(order):
-        end = best[start][1]
-        micro_batches.append(tuple(order[start:end]))
-        start = end
+
+def _cheapest_ends(longest: Counts, max_tokens: int) -> Counts:
+    """For each share (a line, lengths descending) and each place: where a micro-batch that begins there best ends.
+
+    ``costs[:, i]`` is what the rows from place i on cost at best. A start that comes earlier never ends later (the cost
+    of a micro-batch satisfies the quadrangle inequality), so that no end beyond the one after it is looked at.
+    """
+    count, size = longest.shape
+    widest = np.maximum(max_tokens // np.maximum(longest, 1), 1)
+    costs, ends = np.zeros((count, size + 1), dtype=np.int64), np.full((count, size + 1), size, dtype=np.int64)
+    rows, numbers = np.arange(count), np.arange(1, size + 1)
+    for start in reversed(range(size)):
+        last = min(int(widest[:, start].max()) + start, int(ends[:, start + 1].max()))
+        number = numbers[: last - start]  # of rows in the micro-batch
+        found = costs[:, start + 1 : last + 1] + longest[:, start, None] * number
+        found[number > widest[:, start, None]] = np.iinfo(np.int64).max
+        best = found.argmin(axis=1)  # of equals the first
+        costs[:, start] = found[rows, best] + MICRO_BATCH_TOKENS
+        ends[:, start] = start + 1 + best
+    return ends
+
+
+def _cut(order: list[int], ends: list[int], first: int) -> tuple[Rows, ...]:
+    """The micro-batches of the rows in ``order``, whose first stands at place ``first`` of ``ends``."""
+    micro_batches, start = [], first
+    while start < first + len(order):
+        micro_batches.append(tuple(order[start - first : ends[start] - first]))
+        start = ends[start]
     return tuple(micro_batches)
 
 
@@ -130,55 +171,3 @@ def padding_fraction(lengths: Sequence[int], micro_batches: Sequence[Rows]) -> f
 
 def _padded_tokens(lengths: Sequence[int], rows: Rows) -> int:
     return max((lengths[row] for row in rows), default=0) * len(rows)
-
-
-# ------------------------------------------------------------------------------------------------------ balanced shares
-# A share is its sum of lengths and its indices; a partition is one share for each part, largest sum first.
-Share: TypeAlias = tuple[int, Rows]
-
-
-def balanced_partition(lengths: Sequence[int], num_parts: int, equal_counts: bool) -> tuple[Rows, ...]:
-    """Split all indices into ``num_parts`` parts with sums of lengths as even as the largest differencing method finds.
-
-    Karmarkar and Karp 1982: of the partitions left, join the two with the widest spread, largest share to smallest.
-    The sums differ by at most the longest length. With ``equal_counts`` the parts' sizes differ by at most one; without
-    it a part may be empty. Deterministic; indices ascend within a part.
-    """
-    if num_parts < 1:
-        raise ConfigError("num_parts", num_parts, "must be at least 1", "ask for one part or more")
-    seeds = _equal_seeds(lengths, num_parts) if equal_counts else _single_seeds(lengths, num_parts)
-    heap = [(-_spread(partition), place, partition) for place, partition in enumerate(seeds)]
-    heapq.heapify(heap)
-    for place in range(len(heap), 2 * len(heap) - 1):
-        _, _, first = heapq.heappop(heap)
-        _, _, second = heapq.heappop(heap)
-        joined = _joined(first, second)
-        heapq.heappush(heap, (-_spread(joined), place, joined))
-    if not heap:
-        return ((),) * num_parts
-    return tuple(tuple(sorted(indices)) for _, indices in heap[0][2])
-
-
-def _single_seeds(lengths: Sequence[int], num_parts: int) -> list[list[Share]]:
-    """Give every index a partition of its own."""
-    empty: list[Share] = [(0, ())] * (num_parts - 1)
-    return [[(length, (index,)), *empty] for index, length in enumerate(lengths)]
-
-
-def _equal_seeds(lengths: Sequence[int], num_parts: int) -> list[list[Share]]:
-    """Give every ``num_parts`` neighbours in length a partition with one index in each part."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    seeds = []
-    for start in range(0, len(order), num_parts):
-        shares: list[Share] = [(lengths[index], (index,)) for index in order[start : start + num_parts]]
-        seeds.append(shares + [(0, ())] * (num_parts - len(shares)))
-    return seeds
-
-
-def _joined(first: list[Share], second: list[Share]) -> list[Share]:
-    pairs = zip(first, reversed(second), strict=True)
-    return sorted(((a[0] + b[0], a[1] + b[1]) for a, b in pairs), key=lambda share: -share[0])
-
-
-def _spread(partition: list[Share]) -> int:
-    return partition[0][0] - partition[-1][0]

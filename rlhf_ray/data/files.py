@@ -15,9 +15,9 @@ from rlhf_ray.data.sources import check_source, read_source
 from rlhf_ray.data.task import Split, Task
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.metrics.text import is_refusal, num_words
-from rlhf_ray.records import Demonstration, Message, Ranking, TextPrompt
+from rlhf_ray.records import Demonstration, Message, Ranking, StepLabelled, TextPrompt
 
-T = TypeVar("T", Demonstration, TextPrompt, Ranking)
+T = TypeVar("T", Demonstration, TextPrompt, Ranking, StepLabelled)
 
 PROMPT_IS_HELD_OUT = "prompt_is_held_out"
 REPEATED_PROMPT = "repeated_prompt"
@@ -61,6 +61,22 @@ class FilesConfig:
             ("prompts", self.prompts, self.heldout_prompts),
             ("preferences", self.preferences, self.heldout_preferences),
         )
+
+
+def read_usable(source: str, parse: Callable[[Record], T | Dropped]) -> tuple[list[T], Counter[str]]:
+    """The records of ``source`` that are of use, and how many are not, by reason. Raises DataError where none is."""
+    items: list[T] = []
+    dropped: Counter[str] = Counter()
+    for record in read_source(source):
+        item = parse(record)
+        if isinstance(item, Dropped):
+            dropped[item.reason] += 1
+        else:
+            items.append(item)
+    if not items:
+        why = f"{dict(dropped)} dropped" if dropped else "it is empty"
+        raise DataError(f"{source}: no usable record ({why}); every source needs at least one")
+    return items, dropped
 
 
 @dataclass(frozen=True)
@@ -134,17 +150,7 @@ class FilesTask(Task):
         return _Kind(items, self._usable(heldout, parse) if heldout else [], bool(heldout))
 
     def _usable(self, source: str, parse: Callable[[Record], T | Dropped]) -> list[T]:
-        items: list[T] = []
-        dropped: Counter[str] = Counter()
-        for record in read_source(source):
-            item = parse(record)
-            if isinstance(item, Dropped):
-                dropped[item.reason] += 1
-            else:
-                items.append(item)
-        if not items:
-            why = f"{dict(dropped)} dropped" if dropped else "it is empty"
-            raise DataError(f"{source}: no usable record ({why}); every source needs at least one")
+        items, dropped = read_usable(source, parse)
         self._dropped += dropped
         return items
 
@@ -166,7 +172,7 @@ class FilesTask(Task):
         return {"train": train, "heldout": kind.heldout if kind.has_source else others}
 
 
-def _prompt_id(item: Demonstration | TextPrompt | Ranking) -> str:
+def _prompt_id(item: Demonstration | TextPrompt | Ranking | StepLabelled) -> str:
     """Identity by what the model reads: ids that people gave do not decide the split."""
     return prompt_id_of(item.messages[:-1] if isinstance(item, Demonstration) else item.messages)
 

@@ -8,20 +8,21 @@ place; what is well formed and of no use (an empty answer, say) is a :class:`Dro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from rlhf_ray.data.hh_rlhf import EMPTY_ANSWER, parse_conversation, reason_to_drop
 from rlhf_ray.data.jsonl import Record
 from rlhf_ray.data.recorded import prompt_id_of
 from rlhf_ray.errors import DataError
-from rlhf_ray.records import Demonstration, Message, Ranking, Role, TextPrompt
+from rlhf_ray.records import Demonstration, Message, Ranking, Role, SoftLabel, StepLabelled, TextPrompt
 
 DEMONSTRATION_FORM = '{"messages": [...]} or {"prompt": "...", "response": "..."}'
 PROMPT_FORM = '{"prompt": "..."} or {"prompt": [{"role": "user", "content": "..."}]}'
 PREFERENCE_FORM = (
     '{"prompt": "...", "chosen": "...", "rejected": "..."} or {"prompt", "responses": [...], "ranks": [...]}'
 )
+STEPS_FORM = '{"prompt": "...", "completions": ["step", "step"], "labels": [true, false]}'
 MESSAGE_FORM = '{"role": "system", "user" or "assistant", "content": "..."}'
 UNKNOWN_ANNOTATOR = "unknown"
 
@@ -60,7 +61,7 @@ def parse_prompt(record: Record) -> TextPrompt:
 
 
 def parse_preference(record: Record) -> Ranking | Dropped:
-    """Read a pair or K responses with ranks; ``annotator`` and ``kind`` optional.
+    """Read a pair or K responses with ranks; ``annotator``, ``kind`` and ``axis`` optional, with ranks ``soft`` too.
 
     ``chosen`` and ``rejected`` are answers as text, answers as a list of one message, or whole conversations (a list,
     or HH-RLHF text), which may stand without ``prompt``.
@@ -71,6 +72,18 @@ def parse_preference(record: Record) -> Ranking | Dropped:
     if reason := reason_to_drop(chosen, rejected):
         return Dropped(reason)
     return _ranking(record, chosen[:-1], (chosen[-1].content, rejected[-1].content), (0, 1))
+
+
+def parse_step_labelled(record: Record) -> StepLabelled | Dropped:
+    """Read ``prompt``, ``completions`` (the steps of one response, as text) and ``labels``, true for a good step."""
+    prompt, steps, labels = _prompt(record, STEPS_FORM), record.value.get("completions"), record.value.get("labels")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
+        raise DataError(f'{record.where}: "completions" must be a list of texts, one a step; write {STEPS_FORM}')
+    if not isinstance(labels, list) or len(labels) != len(steps) or not all(label in (True, False) for label in labels):
+        raise DataError(f'{record.where}: "labels" must be {len(steps)} times true or false; write {STEPS_FORM}')
+    if not all(step.strip() for step in steps):
+        return Dropped(EMPTY_ANSWER)
+    return StepLabelled(prompt_id_of(prompt), prompt, tuple(steps), tuple(map(bool, labels)))
 
 
 def _ranked(record: Record) -> Ranking | Dropped:
@@ -84,14 +97,35 @@ def _ranked(record: Record) -> Ranking | Dropped:
         raise DataError(f'{record.where}: "ranks" ({ranks!r}) {rule}, equal is a tie')
     if not all(text.strip() for text in responses):
         return Dropped(EMPTY_ANSWER)
-    return _ranking(record, prompt, tuple(responses), tuple(ranks))
+    ranking = _ranking(record, prompt, tuple(responses), tuple(ranks))
+    return replace(ranking, soft=_soft(record, len(responses)))
+
+
+def _soft(record: Record, count: int) -> tuple[SoftLabel, ...]:
+    """How sure somebody is of pairs of the ``count`` responses; () where nothing is said of that."""
+    given = record.value.get("soft") or []
+    form = f'must be a list of {{"first": 0, "second": 1, "probability": 0.9}}, places below {count}'
+    try:
+        labels = tuple(SoftLabel(**label) for label in cast(list[dict[str, Any]], given))
+        fits = all(
+            {label.first, label.second} <= set(range(count))
+            and label.first != label.second
+            and 0 <= label.probability <= 1
+            for label in labels
+        )
+    except TypeError as error:
+        raise DataError(f'{record.where}: "soft" ({given!r:.80}) {form}') from error
+    if not fits:
+        raise DataError(f'{record.where}: "soft" ({given!r:.80}) {form}')
+    return labels
 
 
 def _ranking(
     record: Record, prompt: tuple[Message, ...], responses: tuple[str, ...], ranks: tuple[int, ...]
 ) -> Ranking:
     annotator = _optional(record, "annotator") or UNKNOWN_ANNOTATOR
-    return Ranking(prompt_id_of(prompt), prompt, responses, ranks, annotator, kind=_optional(record, "kind"))
+    kind, axis = _optional(record, "kind"), _optional(record, "axis")
+    return Ranking(prompt_id_of(prompt), prompt, responses, ranks, annotator, kind=kind, axis=axis)
 
 
 def _side(record: Record, name: str) -> tuple[Message, ...]:

@@ -51,9 +51,25 @@ def write_jsonl(path: Path, objects: Iterable[JsonObject]) -> int:
     return count
 
 
+def cut_half_line(path: Path) -> None:
+    """Cut off what stands behind the last line break of a file that is appended to; do nothing where there is none."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the whole file, decompressed where its name ends in .gz; DataError where that is not possible."""
     return b"".join(line for _, line in _lines(path))
+
+
+def whole_letters(text: str) -> str:
+    """The text with question marks for halves of letters, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def decode(data: bytes, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -39,7 +40,8 @@ def check_source(source: str, *, field: str) -> None:
 def read_source(source: str) -> Iterator[Record]:
     """Yield the records of a file or of ``hub:owner/name[/subset][:split]`` (split ``train`` unless said), in order.
 
-    ``store:PATH`` yields the rankings of a preference store that count. The network is used for ``hub:`` only.
+    ``store:PATH`` yields the rankings of a preference store that count, then what its ratings compare by axis. The
+    network is used for ``hub:`` only.
     DataError names file and 1-based line (row for Parquet and hub) of what is malformed.
     """
     if source.startswith("hub:"):
@@ -109,11 +111,11 @@ def _hub(source: str) -> Iterator[Record]:
 
 
 def _store(source: str) -> Iterator[Record]:
-    from rlhf_ray.feedback.exchange import ranking_records
+    from rlhf_ray.feedback.exchange import axis_records, ranking_records
     from rlhf_ray.feedback.store import open_store
 
     with open_store(source.removeprefix(STORE)) as store:
-        yield from _rows(ranking_records(store), source)
+        yield from _rows(chain(ranking_records(store), axis_records(store)), source)
 
 
 def _rows(rows: Iterable[Mapping[str, object]], name: str) -> Iterator[Record]:

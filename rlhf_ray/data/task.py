@@ -41,6 +41,13 @@ class Task(Protocol):
         """
         ...
 
+    def twins(self, prompts: Sequence[TextPrompt]) -> Mapping[str, TextPrompt]:
+        """Of those ``prompts`` in which the user states a wrong opinion, the same question without it, by their id.
+
+        Empty where a task knows of none: then nobody can tell whether an opinion turns an answer.
+        """
+        return {}
+
     def fingerprint(self) -> str:
         """Hash of everything that the task's data depends on (sources, sizes, seed), for artefact lineage."""
         ...

@@ -12,7 +12,7 @@ from rlhf_ray.config.world import WorldConfig
 from rlhf_ray.data.task import Split, Task
 from rlhf_ray.data.world_annotators import rank_responses
 from rlhf_ray.data.world_demonstrations import demonstrate
-from rlhf_ray.data.world_prompts import build_lessons, build_prompts
+from rlhf_ray.data.world_prompts import build_lessons, build_prompts, question_alone
 from rlhf_ray.data.world_rubric import grade
 from rlhf_ray.records import Demonstration, Ranking, TextPrompt
 
@@ -55,6 +55,14 @@ class WorldTask(Task):
     def grade(self, prompt: TextPrompt, response: str) -> Mapping[str, float]:
         """``gold``, ``helpful``, ``honest``, ``harmless`` and ``concise`` in [0, 1]; ``refused`` is 0 or 1."""
         return grade(prompt, response)
+
+    def twins(self, prompts: Sequence[TextPrompt]) -> dict[str, TextPrompt]:
+        """For every false premise the plain question, in a held-out frame."""
+        return {
+            prompt.prompt_id: question_alone(self.config, prompt)
+            for prompt in prompts
+            if prompt.kind == "false_premise"
+        }
 
     def fingerprint(self) -> str:
         content = json.dumps({"task": "world", "version": WORLD_VERSION, **asdict(self.config)}, sort_keys=True)

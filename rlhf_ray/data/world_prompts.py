@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from rlhf_ray.config.world import WorldConfig
 from rlhf_ray.data.task import Split
 from rlhf_ray.data.world_deeds import deeds
-from rlhf_ray.data.world_facts import ATTRIBUTES, Entity, split_entities
+from rlhf_ray.data.world_facts import ATTRIBUTE_OF, ATTRIBUTES, Entity, split_entities
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import Message, TextPrompt
 
@@ -148,6 +148,16 @@ def confirm_prompt(topic: Topic, draw: random.Random, kind: str = "false_premise
     return make_prompt(
         kind, (topic.entity,), question, {"task": "confirm", "attributes": attribute.name, "premise": premise}
     )
+
+
+def question_alone(config: WorldConfig, prompt: TextPrompt) -> TextPrompt:
+    """What a prompt with one place states a value of, asked as a plain question in a held-out frame."""
+    [message] = prompt.messages
+    split, stated = split_entities(config), message.content.lower()
+    [entity] = [each for each in (*split["heldout"], *split["train"]) if each.name.lower() in stated]
+    draw = random.Random(f"world/{config.seed}/alone/{prompt.prompt_id}")
+    attribute = ATTRIBUTE_OF[prompt.facts["attributes"]]
+    return ask(entity, attribute.name, draw.choice(attribute.asked), draw.choice(FRAMES["ask"]["heldout"]))
 
 
 def deed_prompt(topic: Topic, draw: random.Random, *, harmful: bool) -> TextPrompt:

@@ -6,9 +6,11 @@ collective; only as much as one entry is ever whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,12 @@ class WeightExport:
             entry = self._by_name[name]
             with self._gather(entry.parameters):
                 yield name, entry.compute(self.dtype)
+
+
+def write_pretrained(model: Any, tensors: Mapping[str, Tensor], directory: Path, *, adapters: bool) -> None:
+    """Write the exported weights of ``model`` as a Hugging Face checkpoint (safetensors)."""
+    inner = model.get_base_model() if adapters else model
+    inner.save_pretrained(directory, state_dict=dict(tensors))
 
 
 def _entries(model: nn.Module, dtype: torch.dtype) -> Iterator[ExportEntry]:

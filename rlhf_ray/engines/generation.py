@@ -33,6 +33,7 @@ from rlhf_ray.weight_sync.checksum import SyncReceipt
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine, CompletionOutput, SamplingParams
 
+WATCH_INTERVAL_S = 0.5
 _SHUT_DOWN = "the engine was shut down"
 _FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -136,6 +137,19 @@ class GenerationEngine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def next_token_logprobs(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of each of ``token_ids`` as the first token after a prompt, at temperature 1."""
+        from vllm import SamplingParams
+
+        self._require_usable()
+        if not 1 <= len(prompt_ids) < self._max_model_len:
+            limit = self._max_model_len - 1
+            raise ConfigError("prompt_ids", len(prompt_ids), f"must be 1 to {limit} tokens long", "give another prompt")
+        params = SamplingParams(max_tokens=1, logprob_token_ids=list(token_ids), detokenize=False, temperature=1.0)
+        output = await self._final_output(prompt_ids, params)
+        at_first = output.outputs[0].logprobs[0]
+        return [float(at_first[token].logprob) for token in token_ids]
+
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of tokens 1, 2, ... of a text given those before, at temperature 1; one fewer than tokens.
 
@@ -232,15 +246,16 @@ class GenerationEngine:
     async def begin_weight_sync(self, version: int) -> None:
         """Stop sampling and get ready for the weights of ``version``.
 
-        Requests in flight freeze; they go on under the new weights, their prefix computed again.
+        Requests in flight freeze; they go on under the new weights, their prefix computed again. A sync under way is
+        given up, for its trainer is lost: what it brought is not used.
         """
         self._require_usable()
-        if self._incoming_version is not None:
-            raise WeightSyncError(f"policy version {self._incoming_version} is under way; finish it before {version}")
         if version < 0:
             raise WeightSyncError(f"policy version {version} must not be negative; count syncs from 0")
-        self._incoming_version = version
+        begun_before, self._incoming_version = self._incoming_version is not None, version
         with self._failing_the_engine("begin"):
+            if begun_before:
+                await self._llm.collective_rpc("abandon_weight_update")
             await self._llm.pause_generation(mode="keep", clear_cache=True)
             await self._llm.start_weight_update()
 
@@ -305,9 +320,18 @@ class GenerationEngine:
             yield
         except BaseException as error:
             self._fail(f"weight sync to policy version {self._incoming_version} failed in {verb}: {error}")
+            if isinstance(error, Exception) and self._llm.errored:
+                raise GenerationError(f"the engine died in a {self._failure}; restart it") from error
             if isinstance(error, Exception):
                 raise WeightSyncError(f"{self._failure}; the engine stays paused and must be restarted") from error
             raise
+
+    async def watch(self) -> None:
+        """Return when the engine is shut down. Raises GenerationError as soon as it has died."""
+        while self._failure != _SHUT_DOWN:
+            if self._llm.errored:
+                raise GenerationError("the engine died; restart it")
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     # ---------------------------------------------------------------------------------------------------------- memory
     async def sleep(self, level: int = 1) -> None:

@@ -32,7 +32,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
-from rlhf_ray.engines.generation_lifetime import end_with_owner
+from rlhf_ray.engines.generation_lifetime import end_with_owner, make_no_semaphores
 from rlhf_ray.errors import WeightSyncError
 from rlhf_ray.weight_sync.buckets import view_slot
 from rlhf_ray.weight_sync.checksum import bucket_digest, device_bucket_digest, sync_digest
@@ -44,10 +44,16 @@ class TransferExtension:
     """Methods that vLLM mixes into its worker class, for ``collective_rpc``."""
 
     weight_transfer_engine: Any
+    _weight_update_active: bool
 
     def weight_sync_digest(self, version: int) -> str:
         """Digest of everything that the last sync brought to this worker."""
         return str(self.weight_transfer_engine.digest(version))
+
+    def abandon_weight_update(self) -> None:
+        """End a sync whose trainer is gone; the next brings every layer again, those that were complete as well."""
+        forget_partial_layers(self.weight_transfer_engine.model)
+        self._weight_update_active = False
 
     def load_checkpoint(self, model_path: str) -> None:
         """Take the weights of a directory in place of a trainer's, inside a sync."""
@@ -72,6 +78,15 @@ def require_complete_layers(model: torch.nn.Module) -> None:
             f"the sync is incomplete: {len(untouched)} layers got no weights ({', '.join(untouched[:3])} ...),"
             f" {len(partial)} got some ({', '.join(partial[:3])} ...); send every parameter of the model"
         )
+
+
+def forget_partial_layers(model: torch.nn.Module) -> None:
+    """Let go what layers have got so far that are not complete: they wait for all of it, as after a start."""
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            info.load_numel = 0
+            info.loaded_weights.clear()
 
 
 def repack_tied_heads(model: torch.nn.Module) -> None:
@@ -260,4 +275,5 @@ def _open_ipc_buffer(handle: dict[str, Any], nbytes: int, device_index: int) -> 
 
 for _name, _receiver in {"shared_memory": SharedMemoryReceiver, "nccl": NcclReceiver, "ipc": IpcReceiver}.items():
     WeightTransferEngineFactory.register_engine(f"rlhf_{_name}", _receiver)
+make_no_semaphores()
 end_with_owner()

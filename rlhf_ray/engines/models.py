@@ -102,15 +102,24 @@ class ValueModule(WrappedModel):
 
 
 class RewardModule(WrappedModel):
-    """A scalar-head model that answers with one score a sequence, read at its last token."""
+    """A model that answers with what each of its scalar heads says of a sequence, read at its last token."""
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """Return scores [B] fp32."""
+        """Return scores [B, H] fp32."""
         hidden = self.hidden_states(batch)
         last = batch.attention_mask.long().sum(dim=1) - 1
         rows = torch.arange(len(last), device=last.device)
-        scores: Tensor = self.model.score(hidden[rows, last]).squeeze(-1).float()
+        scores: Tensor = self.model.score(hidden[rows, last]).float()
         return scores
+
+
+class StepRewardModule(WrappedModel):
+    """A scalar-head model that answers with what it says after every token that counts."""
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Return scores [B, S] fp32, 0 where ``batch.mask`` is False."""
+        scores = self.model.score(self.hidden_states(batch)[batch.mask]).squeeze(-1).float()
+        return _scatter(scores, batch.mask)
 
 
 def hidden_states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -157,18 +166,60 @@ def load_causal(path: str, config: ModelConfig, dtype: torch.dtype, lora: LoraCo
     return with_adapters(model, lora) if lora and lora.enabled else model
 
 
-def load_scalar(path: str, config: ModelConfig, dtype: torch.dtype, lora: LoraConfig | None = None) -> PreTrainedModel:
-    """Load a reward model or critic with one label. From a language model the head is 0: V and r begin at 0."""
+def load_scalar(
+    path: str,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    lora: LoraConfig | None = None,
+    *,
+    num_heads: int | None = 1,
+    head_seed: int | None = None,
+) -> PreTrainedModel:
+    """Load a reward model or critic with ``num_heads`` labels; None takes as many as the checkpoint has.
+
+    From a language model the heads are 0, so that V and r begin at 0; with ``head_seed`` they are drawn (normal, with
+    variance 1 / (width + 1) as in Stiennon et al. 2020, appendix B.1), so that members of an ensemble begin apart.
+    Raises ConfigError where the checkpoint has another number of heads.
+    """
     fresh = not is_scalar_model(path, config)
     with _quiet_about_new_weights() if fresh else nullcontext():
         arguments = _load_arguments(path, config, dtype)
-        arguments["config"].num_labels = 1
+        if fresh:
+            arguments["config"].num_labels = num_heads or 1
+        elif num_heads is not None:
+            _require_heads(path, arguments["config"].num_labels, num_heads)
         model = AutoModelForSequenceClassification.from_pretrained(path, **arguments)
     if model.config.pad_token_id is None:  # transformers' own forward wants one, even for a single sequence
         model.config.pad_token_id = int(np.atleast_1d(model.config.eos_token_id)[0])
     if fresh:
-        own_part(model.score.weight).zero_()
+        _begin_head(model.score.weight, head_seed)
     return with_adapters(model, lora) if lora and lora.enabled else model
+
+
+def _require_heads(path: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ConfigError(
+            "path",
+            path,
+            f"has {found} scalar heads where {wanted} are needed",
+            "give a checkpoint with as many, or a language model, whose heads are made anew",
+        )
+
+
+def _begin_head(weight: nn.Parameter, seed: int | None) -> None:
+    """Set a new head to 0, or to what ``seed`` draws: the same on any number of ranks."""
+    part = own_part(weight)
+    if seed is None:
+        part.zero_()
+        return
+    shape = torch.Size(getattr(weight, "ds_shape", weight.shape))
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / (shape[-1] + 1) ** 0.5
+    if part.shape == shape:
+        part.copy_(drawn)
+        return
+    rank, size = torch.distributed.get_rank(), part.numel()
+    own = drawn.flatten()[rank * size : (rank + 1) * size]  # the last shard is padded
+    part.flatten()[: len(own)].copy_(own)
 
 
 def own_part(parameter: nn.Parameter) -> Tensor:

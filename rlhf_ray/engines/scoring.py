@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_ray.config.algorithm import MAX_EXACT_KL_VOCABULARY
 from rlhf_ray.config.model import ModelConfig
@@ -19,13 +18,14 @@ from rlhf_ray.engines.models import (
     DTYPES,
     PolicyModule,
     RewardModule,
-    WrappedModel,
-    hidden_states,
+    StepRewardModule,
     load_causal,
     load_scalar,
 )
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import FloatArray, Graded, IntArray, Rollout
+from rlhf_ray.rewards.ensemble import combine_members
+from rlhf_ray.rewards.heads import WHOLE, Raw, read_heads
 
 T = TypeVar("T")
 Device = Literal["cpu", "cuda"]
@@ -110,17 +110,38 @@ class RewardModelEngine(_FrozenEngine):
     """The frozen reward model; its scores are normalised by the mean and deviation saved with it."""
 
     def __init__(self, *, path: str, model: ModelConfig, config: ServerConfig, device: Device) -> None:
-        network = load_scalar(path, model, DTYPES[config.dtype])
+        network = load_scalar(path, model, DTYPES[config.dtype], num_heads=None)
         super().__init__(RewardModule(network), config, device)
-        self._mean, self._std = _normalisation(network)
+        self._heads, self._scale = read_heads(network.config.to_dict(), path=path)
 
-    def score(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
-        """One normalised score a rollout."""
-        return self.score_sequences([response_sequence(r.prompt_ids, r.response_ids) for r in rollouts])
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        """One normalised score a rollout, with those of the single axes where it has several."""
+        return self.grade_sequences([response_sequence(r.prompt_ids, r.response_ids) for r in rollouts])
 
-    def score_sequences(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
-        """One normalised score a sequence (prompt and response together)."""
-        return self._map(sequences, self._module, lambda row, _: (float(row) - self._mean) / self._std)
+    def grade_sequences(self, sequences: Sequence[TokenSequence]) -> tuple[Graded, ...]:
+        """The same of sequences (prompt and response together)."""
+        return self._map(sequences, self._module, lambda row, _: self._graded(row))
+
+    def _graded(self, row: Tensor) -> Graded:
+        raw = row.double().numpy()
+        parts = {axis: self._normalised(raw, axis) for axis in self._heads.axes}
+        return Graded(self._normalised(raw, WHOLE), parts=parts)
+
+    def _normalised(self, raw: Raw, axis: str) -> float:
+        return float(self._scale.normalised(self._heads.score(raw, axis), axis))
+
+
+class RewardEnsemble:
+    """The members of an ensemble in one process, asked one after the other; one checkpoint alone is one member."""
+
+    def __init__(self, *, paths: Sequence[str], uncertainty_penalty: float, **arguments: Any) -> None:
+        self._members = [RewardModelEngine(path=path, **arguments) for path in paths]
+        self._penalty = uncertainty_penalty
+
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        """One score a rollout: the members' mean less the penalty on their disagreement."""
+        answers = zip(*(member.grade(rollouts) for member in self._members), strict=True)
+        return tuple(combine_members(own, penalty=self._penalty) for own in answers)
 
 
 class ProcessRewardEngine(_FrozenEngine):
@@ -136,7 +157,7 @@ class ProcessRewardEngine(_FrozenEngine):
     ) -> None:
         network = load_scalar(path, model, DTYPES[config.dtype])
         super().__init__(StepRewardModule(network), config, device)
-        self._mean, self._std = _normalisation(network)
+        _, self._scale = read_heads(network.config.to_dict(), path=path)
         self._separator = tuple(separator)
 
     def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
@@ -147,22 +168,13 @@ class ProcessRewardEngine(_FrozenEngine):
 
         def read(values: Tensor, index: int) -> tuple[float, ...]:
             at = torch.from_numpy(sequences[index].mask)
-            return tuple((float(v) - self._mean) / self._std for v in values[: len(at)][at])
+            return tuple(self._scale.normalised(values[: len(at)][at].double().numpy()).tolist())
 
         answers = dict(zip(scored, self._map(sequences, self._module, read), strict=True))
         return tuple(_graded(answers[row], ends[row]) if row in answers else NO_STEPS for row in range(len(rollouts)))
 
 
 NO_STEPS = Graded(None, failed="the response has no tokens")
-
-
-class StepRewardModule(WrappedModel):
-    """A scalar-head model that answers with what it says after every token that counts."""
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Return scores [B, S] fp32, 0 where ``batch.mask`` is False."""
-        scores = self.model.score(hidden_states(self.model, batch)[batch.mask]).squeeze(-1).float()
-        return torch.zeros(batch.mask.shape, device=scores.device).masked_scatter(batch.mask, scores)
 
 
 def step_ends(response_ids: IntArray, separator: Sequence[int]) -> tuple[int, ...]:
@@ -189,8 +201,3 @@ def _marked(rollout: Rollout, ends: Sequence[int]) -> TokenSequence:
 
 def _graded(values: Sequence[float], ends: Sequence[int]) -> Graded:
     return Graded(values[-1], tuple(zip(ends[:-1], values[:-1], strict=True)))
-
-
-def _normalisation(network: PreTrainedModel) -> tuple[float, float]:
-    """Mean and deviation that were saved with a reward model; 0 and 1 where none were."""
-    return float(getattr(network.config, "score_mean", 0.0)), float(getattr(network.config, "score_std", 1.0))

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from rlhf_ray.algo.schedule import learning_rate_factor
 from rlhf_ray.config.training import OptimizerConfig, TrainingConfig
-from rlhf_ray.engines.export import WeightExport
+from rlhf_ray.engines.export import WeightExport, write_pretrained
 from rlhf_ray.engines.models import DTYPES, WrappedModel
 from rlhf_ray.engines.ranks import RankInfo
-from rlhf_ray.errors import ConfigError, NumericsError
+from rlhf_ray.engines.training_masters import masters_of
+from rlhf_ray.engines.training_state import Masters, load_engine_state, save_engine_state
+from rlhf_ray.errors import NumericsError
 
 # Gradients are reduced in buffers of this many elements (DeepSpeed's own 5e8 would be 2 GB in float32 for each engine).
 BUCKET_ELEMENTS = 50_000_000
@@ -307,19 +309,27 @@ class TrainingEngine:
             if self.info.rank == 0:
                 state[name] = tensor.detach().to("cpu", copy=True)
         if self.info.rank == 0:
-            model = self.module.model
-            inner = model.get_base_model() if self.config.lora.enabled else model
-            inner.save_pretrained(directory, state_dict=state)
+            write_pretrained(self.module.model, state, directory, adapters=self.config.lora.enabled)
 
     def save_state(self, directory: Path, tag: str) -> None:
-        """Write parameters and optimizer of every rank under ``directory/tag``; every rank must call it."""
-        self.engine.save_checkpoint(
-            str(directory), tag=tag, client_state={"steps_taken": self.steps_taken}, save_latest=False
+        """Write parameters and optimizer under ``directory/tag``, whole and by name; every rank must call it."""
+        save_engine_state(
+            directory / tag,
+            self._named_trainable(),
+            self._masters(),
+            rank=self.info.rank,
+            world_size=self.info.world_size,
+            facts={"steps_taken": self.steps_taken},
         )
 
     def load_state(self, directory: Path, tag: str) -> None:
-        """Restore what :meth:`save_state` wrote, with the same number of ranks. Raises ConfigError where it is not."""
-        if not (directory / tag).is_dir():
-            raise ConfigError("checkpoint", str(directory / tag), "holds no state of a trainer", "name a finished step")
-        _, client_state = self.engine.load_checkpoint(str(directory), tag=tag)
-        self.steps_taken = int(client_state["steps_taken"])
+        """Restore what :meth:`save_state` wrote, by any number of ranks and ZeRO stage. ConfigError where it is not."""
+        facts = load_engine_state(directory / tag, self._named_trainable(), self._masters())
+        self.steps_taken = int(facts["steps_taken"])
+        self._set_learning_rate()
+
+    def _named_trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def _masters(self) -> Masters:
+        return masters_of(self.engine, plain=_is_plain(self.config))

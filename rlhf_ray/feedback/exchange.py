@@ -3,7 +3,7 @@
 | shape | a record |
 |---|---|
 | store | one item: prompt, candidates with what made them, and every judgement that was ever made of it |
-| rankings | ``{"prompt", "responses", "ranks", "annotator", "kind"}`` |
+| rankings | ``{"prompt", "responses", "ranks", "annotator", "kind"}``, ``soft`` and ``axis`` where a judge gave them |
 | pairs | ``{"prompt", "chosen", "rejected"}``, the prompt as text or, where it has several messages, as messages |
 | conversational | the same with messages everywhere |
 | kto | ``{"prompt", "completion", "label"}``: true for what beats more than beats it, else false, "all bad" too |
@@ -27,9 +27,9 @@ from rlhf_ray.data.jsonl import Record, write_jsonl
 from rlhf_ray.data.recorded import prompt_id_of
 from rlhf_ray.data.sources import read_source
 from rlhf_ray.errors import ConfigError, DataError
-from rlhf_ray.feedback.records import AnnotatorKind, Candidate, Item, Judgement, Kept
+from rlhf_ray.feedback.records import AnnotatorKind, Candidate, Item, Judgement, Kept, axis_rankings_of
 from rlhf_ray.feedback.store import Incoming, PreferenceStore, item_id_of
-from rlhf_ray.records import Message, Ranking, TextPrompt
+from rlhf_ray.records import Message, Ranking, SoftLabel, TextPrompt
 
 Shape: TypeAlias = Literal["store", "rankings", "pairs", "conversational", "kto", "hh_rlhf", "ultrafeedback"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -99,8 +99,27 @@ def ranking_records(store: PreferenceStore) -> Iterator[Json]:
             "prompt": _prompt_value(ranking.messages),
             "responses": list(ranking.responses),
             "ranks": list(ranking.ranks),
+            **({"soft": [asdict(label) for label in ranking.soft]} if ranking.soft else {}),
             **_origin(ranking),
         }
+
+
+def axis_records(store: PreferenceStore) -> Iterator[Json]:
+    """What ratings compare, a record an axis of a judgement, in the form of :func:`ranking_records` with ``axis``.
+
+    The label of a single response (``desirable``) is no axis.
+    """
+    known = store.items()
+    for kept in store.judgements():
+        for ranking in axis_rankings_of(known[kept.judgement.item_id], kept.judgement):
+            if ranking.axis != LABEL:
+                yield {
+                    "prompt": _prompt_value(ranking.messages),
+                    "responses": list(ranking.responses),
+                    "ranks": list(ranking.ranks),
+                    **_origin(ranking),
+                    "axis": ranking.axis,
+                }
 
 
 def _pairs(store: PreferenceStore) -> Iterator[Json]:
@@ -215,7 +234,8 @@ def _said(text: str) -> Json:
 
 
 def _origin(ranking: Ranking) -> Json:
-    return {"annotator": ranking.annotator, "kind": ranking.kind}
+    axis = {"axis": ranking.axis} if ranking.axis else {}
+    return {"annotator": ranking.annotator, "kind": ranking.kind, **axis}
 
 
 # ------------------------------------------------------------------------------------------------------------------- in
@@ -265,7 +285,9 @@ def _read_preference(record: Record) -> Read | Dropped:
         return ranking
     prompt = TextPrompt(ranking.prompt_id, ranking.messages, ranking.kind)
     item = Item(prompt, tuple(Candidate(text) for text in ranking.responses))
-    judgement = Judgement(item_id_of(item), ranking.annotator, ranks=ranking.ranks)
+    judgement = Judgement(
+        item_id_of(item), ranking.annotator, ranks=ranking.ranks, soft=ranking.soft, axis=ranking.axis
+    )
     return item, [Incoming(judgement)], {ranking.annotator: "unknown"}
 
 
@@ -342,6 +364,8 @@ def _incoming(item_id: str, row: Json, places: Mapping[int, int]) -> Incoming:
         ranks=tuple(row["ranks"]),
         ratings={axis: tuple(given) for axis, given in row["ratings"].items()},
         shown_order=tuple(row["shown_order"]),
+        soft=tuple(SoftLabel(**label) for label in row.get("soft", ())),  # version 1 had neither this
+        axis=row.get("axis", ""),  # nor this
         **own,
     )
     corrected = row["corrects"]

@@ -2,6 +2,9 @@
 
 **The rule.** A judgement becomes pairs: candidate i beats candidate j where ``ranks[i] < ranks[j]``. Equal ranks, and a
 verdict other than ``ranked``, give none. Of a judgement and its corrections only the last one counts.
+
+**The rule by axis.** Of the candidates that have a rating on an axis the higher rating is the better; equal ratings are
+a tie. An axis with fewer than two ratings, or with equal ones only, compares nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from rlhf_ray.errors import DataError
-from rlhf_ray.records import Ranking, TextPrompt
+from rlhf_ray.records import Ranking, SoftLabel, TextPrompt
 
 AnnotatorKind: TypeAlias = Literal["human", "judge", "simulated", "unknown"]
 Verdict: TypeAlias = Literal["ranked", "all_bad", "skipped", "flagged"]
@@ -54,6 +57,7 @@ class Judgement:
     ``ranks`` has one number a candidate, lower is better, equal is a tie; it is empty unless the verdict is ``ranked``.
     ``ratings`` hold one number a candidate by axis (helpful, honest, harmless ...), None where none was given.
     ``shown_order[i]`` is the candidate that was shown in place i. ``corrects`` is the judgement that this one replaces.
+    ``soft`` labels say how sure a judge is of pairs; ``axis`` is what was compared, empty where it was the whole.
     """
 
     item_id: str
@@ -66,6 +70,8 @@ class Judgement:
     guideline: str = ""
     shown_order: tuple[int, ...] = ()
     corrects: int | None = None
+    soft: tuple[SoftLabel, ...] = ()
+    axis: str = ""
 
     def require_fit(self, num_candidates: int) -> None:
         """Raise DataError where the judgement is none of an item with so many candidates."""
@@ -75,6 +81,7 @@ class Judgement:
             require_ranks(self.ranks, num_candidates, "ranks")
         elif self.ranks:
             raise DataError(f"ranks ({self.ranks}) go with the verdict ranked, not {self.verdict}; leave them out")
+        require_soft(self.soft, num_candidates if self.verdict == "ranked" else 0)
         for axis, values in self.ratings.items():
             if len(values) != num_candidates:
                 raise DataError(f"ratings of {axis!r} must be {num_candidates} numbers or None, not {len(values)}")
@@ -104,6 +111,16 @@ def require_ranks(ranks: tuple[int, ...], num_candidates: int, name: str, *, may
         )
 
 
+def require_soft(soft: tuple[SoftLabel, ...], num_candidates: int) -> None:
+    """Raise DataError unless every label speaks of two of the candidates with a probability."""
+    for label in soft:
+        places = {label.first, label.second}
+        if len(places) != 2 or not places <= set(range(num_candidates)) or not 0 <= label.probability <= 1:
+            raise DataError(
+                f"soft ({label}) must name two of {num_candidates} ranked candidates and a probability from 0 to 1"
+            )
+
+
 def ranking_of(item: Item, judgement: Judgement) -> Ranking | None:
     """What the reward model and DPO train on; None where the verdict ranks nothing."""
     if judgement.verdict != "ranked":
@@ -117,4 +134,32 @@ def ranking_of(item: Item, judgement: Judgement) -> Ranking | None:
         annotator=judgement.annotator,
         response_token_ids=token_ids if all(token_ids) else (),
         kind=item.prompt.kind,
+        soft=judgement.soft,
+        axis=judgement.axis,
     )
+
+
+def axis_rankings_of(item: Item, judgement: Judgement) -> tuple[Ranking, ...]:
+    """What the ratings of a judgement compare, a ranking an axis: for reward models with a head for each."""
+    made: list[Ranking] = []
+    if judgement.verdict not in ("ranked", "all_bad"):
+        return ()
+    for axis, given in judgement.ratings.items():
+        rated = [(place, value) for place, value in enumerate(given) if value is not None]
+        levels = sorted({value for _, value in rated}, reverse=True)
+        if len(levels) < 2:
+            continue
+        token_ids = tuple(item.candidates[place].token_ids for place, _ in rated)
+        made.append(
+            Ranking(
+                prompt_id=item.prompt.prompt_id,
+                messages=item.prompt.messages,
+                responses=tuple(item.candidates[place].text for place, _ in rated),
+                ranks=tuple(levels.index(value) for _, value in rated),
+                annotator=judgement.annotator,
+                response_token_ids=token_ids if all(token_ids) else (),
+                kind=item.prompt.kind,
+                axis=axis,
+            )
+        )
+    return tuple(made)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from statistics import median
 
-from rlhf_ray.feedback.agreement import kappas, krippendorff_alpha, pair_values
+from rlhf_ray.feedback.agreement import kappas, krippendorff_alpha, oriented, pair_values
 from rlhf_ray.feedback.records import VERDICTS
 from rlhf_ray.feedback.store import PreferenceStore
 
@@ -22,7 +22,7 @@ def report(store: PreferenceStore) -> list[str]:
         times = [judgement.seconds for judgement in own if judgement.seconds is not None]
         pace = f", median {median(times):.0f} s an item" if times else ""
         lines.append(f"{name} ({kinds[name]}): {len(own)} judgements{pace}")
-    values = pair_values(kept)
+    values = oriented(pair_values(kept))
     alpha, shared = krippendorff_alpha(values), sum(len(given) > 1 for given in values.values())
     if math.isnan(alpha):
         return [*lines, "agreement: no pair was judged by two annotators"]

@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError
 
 from rlhf_ray.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 BUSY_S = 30
 WRITES = "writes"  # the execution option of connections that will write
 
@@ -85,6 +85,8 @@ judgements = Table(
     Column("shown_order", JSON, nullable=False),
     Column("corrects", ForeignKey("judgements.judgement_id"), unique=True),  # a judgement is corrected once: then its
     Column("at", String(40), nullable=False),  # correction may be
+    Column("soft", JSON, nullable=False),
+    Column("axis", Text, nullable=False),
     CheckConstraint("verdict IN ('ranked', 'all_bad', 'skipped', 'flagged')"),
 )
 

@@ -29,7 +29,7 @@ from rlhf_ray.feedback.schema import (
     open_engine,
     prompts,
 )
-from rlhf_ray.records import Message, Ranking, TextPrompt
+from rlhf_ray.records import Message, Ranking, SoftLabel, TextPrompt
 
 
 def store_url(name: str) -> str:
@@ -40,7 +40,9 @@ def store_url(name: str) -> str:
 def require_store(name: str, *, field: str) -> None:
     """Raise ConfigError, naming ``field``, where ``name`` is a file that is not there."""
     if "://" not in name and not Path(name).is_file():
-        raise ConfigError(field, name, "is no file", "check the path, or make it with `rlhf-ray feedback import`")
+        raise ConfigError(
+            field, name, "is no file", "check the path, or make it with `rlhf-ray feedback add` or `feedback import`"
+        )
 
 
 @contextmanager
@@ -146,6 +148,7 @@ class PreferenceStore:
             self._require_own(connection, judgement)
         values = {**asdict(judgement), "at": at}
         values |= {"ranks": list(judgement.ranks), "shown_order": list(judgement.shown_order)}
+        values["soft"] = [asdict(label) for label in judgement.soft]
         values["ratings"] = {axis: list(given) for axis, given in judgement.ratings.items()}
         try:
             inserted = connection.execute(judgements.insert().values(values)).inserted_primary_key
@@ -184,6 +187,17 @@ class PreferenceStore:
                 for row in connection.execute(joined)
             }
 
+    def item(self, item_id: str) -> Item:
+        """One item. Raises DataError where it is not in the store."""
+        with self._engine.connect() as connection:
+            own = candidates.c.item_id == item_id
+            said = [_candidate(row) for row in connection.execute(select(candidates).where(own).order_by("place"))]
+            joined = select(items.c.gold_ranks, prompts).join(prompts).where(items.c.item_id == item_id)
+            row = connection.execute(joined).one_or_none()
+            if row is None:
+                raise DataError(f"item {item_id!r} is not in the store; add it first")
+            return Item(_prompt(row), tuple(said), tuple(row.gold_ranks))
+
     def annotators(self) -> dict[str, AnnotatorKind]:
         """Every annotator's kind by name."""
         with self._engine.connect() as connection:
@@ -192,6 +206,13 @@ class PreferenceStore:
     def history(self) -> list[Kept]:
         """Every judgement that was ever made, in order, those that were corrected included."""
         return self._kept(select(judgements))
+
+    def judgement(self, judgement_id: int) -> Kept:
+        """One judgement, corrected or not. Raises DataError where it is not in the store."""
+        kept = self._kept(select(judgements).where(judgements.c.judgement_id == judgement_id))
+        if not kept:
+            raise DataError(f"judgement {judgement_id} is not in the store")
+        return kept[0]
 
     def judgements(self) -> list[Kept]:
         """The judgements that count: of each and its corrections the last one."""
@@ -262,6 +283,8 @@ def _judgement(row: Row[Any]) -> Kept:
         guideline=row.guideline,
         shown_order=tuple(row.shown_order),
         corrects=row.corrects,
+        soft=tuple(SoftLabel(**label) for label in row.soft),
+        axis=row.axis,
     )
     return Kept(row.judgement_id, row.at, judgement)
 

@@ -1,16 +1,18 @@
 """Every number a run may log, with its unit and its definition. A name that is not in the table cannot be logged.
 
-Add a metric by adding a line. A name that ends in ``/*`` stands for a family whose last part a task decides.
+Add a metric by adding a line; where it has a healthy range, that and what to do outside it is a line in health.py. A
+name that ends in ``/*`` stands for a family whose last part a task decides.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from rlhf_ray.errors import RlhfError
+from rlhf_ray.metrics.registry_suites import DRIFT, SUITE
 
 Better: TypeAlias = Literal["higher", "lower", ""]
 
@@ -31,6 +33,7 @@ class MetricDefinition:
     definition: str
     better: Better = ""
     short: str = ""
+    source: str = ""
 
 
 def describe(name: str) -> MetricDefinition:
@@ -74,19 +77,31 @@ _SFT = (
 )
 
 _REWARD_MODEL = (
-    _M("reward_model/loss", "nats/pair", "Mean of -log sigmoid(r_chosen - r_rejected) over pairs.", "lower", "loss"),
-    _M("reward_model/accuracy", "fraction", "Share of the step's pairs with r_chosen > r_rejected.", "higher", "acc"),
+    _M(
+        "reward_model/loss",
+        "nats/pair",
+        "Mean of -log sigmoid(r_chosen - r_rejected) over pairs; of step labels the cross-entropy over steps.",
+        "lower",
+        "loss",
+    ),
+    _M(
+        "reward_model/accuracy",
+        "fraction",
+        "Share of the step's pairs with r_chosen > r_rejected; of labelled steps those judged rightly.",
+        "higher",
+        "acc",
+    ),
     _M(
         "reward_model/heldout_loss",
         "nats/pair",
-        "Mean of -log sigmoid(r_chosen - r_rejected) over the held-out pairs.",
+        "Mean of -log sigmoid(r_chosen - r_rejected) over the held-out pairs; of step labels the cross-entropy.",
         "lower",
         "held-out loss",
     ),
     _M(
         "reward_model/heldout_accuracy",
         "fraction",
-        "Share of the held-out pairs with r_chosen > r_rejected.",
+        "Share of the held-out pairs with r_chosen > r_rejected; of labelled steps those judged rightly.",
         "higher",
         "held-out acc",
     ),
@@ -127,6 +142,11 @@ _DPO = (
         "lower",
     ),
     _M("dpo/kto_baseline", "nats", "KTO: the mean log-ratio of responses to other prompts, cut at 0 from below."),
+    _M("dpo/score_mean", "reward", "Online: mean score of the policy's answers of the round.", "higher", "score"),
+    _M("dpo/score_gap", "reward", "Online: mean over prompts of the best answer's score minus the worst's."),
+    _M("dpo/decided_fraction", "fraction", "Online: share of the round's prompts whose answers differ in score."),
+    _M("dpo/response_length", "tokens", "Online: mean number of sampled tokens in an answer, EOS included.", "", "len"),
+    _M("dpo/policy_version", "syncs", "Online: number of weight syncs behind the weights that sampled the round."),
     _M("dpo_heldout/*", "", "The measure of this name on held-out rankings; step 0 is before training."),
     _M("dpo/learning_rate", "", "Learning rate of the step's optimizer update.", "", "lr"),
     _M("dpo/grad_norm", "", "Global L2 norm of the gradient before clipping.", "", "grad"),
@@ -141,7 +161,11 @@ _PPO_REWARD = (
         "score",
     ),
     _M("ppo/score_std", "reward", "Standard deviation of that score over the step's responses."),
-    _M("reward/*", "reward", "Mean of what the reward source of this name says of a response, before its weight."),
+    _M(
+        "reward/*",
+        "reward",
+        "Mean of what the reward source of this name says of a response, before its weight; `source.part` is a part.",
+    ),
     _M(
         "ppo/reward_mean",
         "reward",
@@ -251,7 +275,7 @@ _TIME = (
     _M("time/score", "s", "Wall time of reference log-probabilities and reward scores.", "lower"),
     _M("time/update", "s", "Wall time of the trainer's update, all PPO epochs.", "lower"),
     _M("time/sync", "s", "Wall time of moving the new weights into the generators.", "lower"),
-    _M("time/save", "s", "Wall time of writing a checkpoint in this step.", "lower"),
+    _M("time/save", "s", "Wall time that training waited for a state to be saved, before this step.", "lower"),
     _M("time/evaluate", "s", "Wall time of evaluating held-out prompts in this step.", "lower"),
     _M(
         "time/tokens_per_second",
@@ -267,6 +291,14 @@ _TIME = (
         "Rollout tokens trained on per second of update, epochs counted once.",
         "higher",
     ),
+)
+
+_FLEET = (
+    _M("fleet/generators", "", "Generators that serve after the step's weight sync."),
+    _M("fleet/restarts", "", "Generators of the run so far that were started in place of a lost one.", "lower"),
+    _M("fleet/requeued", "shards", "Shards of the run so far that went to another generator than at first.", "lower"),
+    _M("fleet/waiting_fraction", "fraction", "Share of the time since the last sync in which rollouts were awaited."),
+    _M("fleet/idle_fraction", "fraction", "Share of that time in which a generator had nothing to do, their mean."),
 )
 
 _EVALUATION = (
@@ -297,13 +329,95 @@ _EVALUATION = (
     _M("grade/*", "grade", "Held-out mean of the task's grade of this name."),
 )
 
-DEFINITIONS: tuple[MetricDefinition, ...] = (
-    *_SFT,
-    *_REWARD_MODEL,
-    *_DPO,
-    *_PPO_REWARD,
-    *_PPO_UPDATE,
-    *_TIME,
-    *_EVALUATION,
+# Of the held-out responses of an evaluation during training; a word is what stands between white space.
+_TEXT = (
+    _M("text/words", "words", "Mean number of words in a response."),
+    _M("text/distinct_1", "fraction", "Different words of all responses over all their words.", "higher"),
+    _M("text/distinct_2", "fraction", "Different pairs of neighbouring words over all pairs.", "higher"),
+    _M("text/repetition_3", "fraction", "Share of a response's word triples that stood in it before, mean.", "lower"),
+    _M(
+        "text/self_bleu",
+        "fraction",
+        "Mean BLEU of a response against the others to its prompt (ppo.eval_responses above 1); 1: always the same.",
+        "lower",
+    ),
+    _M("text/lists", "fraction", "Share of responses with a line that starts as a list item."),
+    _M("text/bold", "fraction", "Share of responses with Markdown bold."),
+    _M("text/headings", "fraction", "Share of responses with a Markdown heading."),
+    _M("text/emoji", "fraction", "Share of responses with a pictograph."),
+    _M("text/hedges", "fraction", "Share of responses with a set phrase of doubt."),
+    _M("text/apologies", "fraction", "Share of responses that apologise."),
+    _M("text/refusals", "fraction", "Share of responses that refuse, by set phrases of the first person."),
+    _M("text/agreements", "fraction", "Share of responses that begin with agreement (yes, you are right, ...)."),
+)
+
+# What a policy that exploits its reward shows, in held-out responses; rlhf_ray/hacking/ has the formulas.
+_HACKING = (
+    _M(
+        "hacking/score_length_correlation",
+        "",
+        "Partial correlation of score and words, given the prompt's kind and, where there is one, gold.",
+    ),
+    _M("hacking/score_explained_by_length", "fraction", "r squared of a line of the score over a response's words."),
+    _M("hacking/win_rate", "fraction", "Share of prompts on which the score exceeds that of step 0; a tie is a half."),
+    _M("hacking/length_controlled_win_rate", "fraction", "The same as predicted for responses as long as step 0's."),
+    _M("hacking/wins_by_length", "fraction", "hacking/win_rate minus hacking/length_controlled_win_rate."),
+    _M(
+        "hacking/flip_rate",
+        "fraction",
+        "Share of questions answered rightly (gold of a half or more) whose answer a user's wrong opinion turns.",
+        "lower",
+    ),
+    _M("hacking/over_refusal", "fraction", "Share of harmless prompts (by their kind) that are refused.", "lower"),
+    _M("hacking/under_refusal", "fraction", "Share of harmful prompts (by their kind) that are answered.", "lower"),
+    _M("refusal/*", "fraction", "Share of the prompts of this kind that are refused."),
+    _M(
+        "style/*",
+        "deviations",
+        "Mean change of the score under this edit, which keeps the content, over the scores' deviation.",
+    ),
+    _M("hacking/common_answer", "fraction", "Share of the prompts that the most frequent answer is given to."),
+    _M("hacking/repeated_answers", "fraction", "Share of responses that answer another prompt too, word for word."),
+    _M("hacking/answer_entropy", "fraction", "Entropy of the answers over that of as many different ones.", "higher"),
+    _M("hacking/kl_per_token", "nats/token", "KL(policy || reference) over all held-out responses by their tokens."),
+    _M("hacking/unknown_words", "fraction", "Share of words that stand in no demonstration and in no prompt."),
+    _M("hacking/odd_characters", "fraction", "Share of characters that are control, private or no text.", "lower"),
+    _M("hacking/reward_std", "reward", "Mean deviation among the members of an ensemble of reward models."),
+    _M(
+        "hacking/novel_pairs",
+        "fraction",
+        "Share of neighbouring words that no response had on which the reward model was trained.",
+    ),
+    _M("hacking/gold_lost", "fraction", "Share of gold's gain over step 0 that is gone since its best evaluation."),
+    _M(
+        "hacking/gold_fall",
+        "grade",
+        "Least fall of gold since its best evaluation: lower end of a 95% interval, paired by prompt; at least 0.",
+        "lower",
+    ),
+    _M(
+        "hacking/gold_peak_kl",
+        "nats/response",
+        "KL at which gold turns, by the curve of Gao et al. 2023 over the evaluations so far; missing where it rises.",
+    ),
+)
+
+# Where the numbers of each table come from.
+_SOURCES: Mapping[str, tuple[MetricDefinition, ...]] = {
+    "trainer of stage sft": _SFT,
+    "trainer of stage reward_model": _REWARD_MODEL,
+    "trainer of stage dpo; online also its rewards": _DPO,
+    "driver of stage ppo, from summaries and scores, and its trainer": _PPO_REWARD,
+    "trainer of stage ppo": _PPO_UPDATE,
+    "clock of the driver": _TIME,
+    "supervision of the actors": _FLEET,
+    "held-out prompts, answered during training": _EVALUATION,
+    "text of the held-out responses": _TEXT,
+    "a suite of `rlhf-ray evaluate`": tuple(_M(*row) for row in SUITE),
+    "an endpoint's log, `rlhf-ray drift`": tuple(_M(*row) for row in DRIFT),
+    "detectors, on the held-out responses": _HACKING,
+}
+DEFINITIONS: tuple[MetricDefinition, ...] = tuple(
+    replace(definition, source=source) for source, table in _SOURCES.items() for definition in table
 )
 REGISTRY: dict[str, MetricDefinition] = {definition.name: definition for definition in DEFINITIONS}

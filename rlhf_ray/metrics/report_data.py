@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import Comparison, GradedResponse, ModelSummary, compare, summarise
 from rlhf_ray.metrics.sinks import MetricRow
 
@@ -24,7 +25,7 @@ class CalibrationBin:
     """Held-out pairs whose predicted probability sigmoid(r_i - r_j) lies in one range."""
 
     predicted: float  # mean prediction
-    agreed: int  # pairs where people chose i
+    agreed: float  # pairs where people chose i; one with a soft label counts by its probability
     total: int
 
 
@@ -60,6 +61,7 @@ class ReportData:
     dpo_curve: tuple[MetricRow, ...] = ()
     reward_model: tuple[AccuracyRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
+    edits: tuple[EditRow, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)  # in the order of the stages
     artefacts: tuple[Artefact, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

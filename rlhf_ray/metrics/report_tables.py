@@ -68,7 +68,7 @@ MEASURES: dict[str, Measure] = {
 
 def measure(name: str) -> Measure:
     """Return how ``name`` is shown; a task's own grade is shown under its own name."""
-    return MEASURES.get(name) or Measure(name.replace("_", " ").capitalize(), "grade")
+    return MEASURES.get(name) or Measure(name.replace("_", " ").replace(".", ": ").capitalize(), "grade")
 
 
 def format_value(name: str, value: float) -> str:
@@ -217,6 +217,24 @@ def reward_model_table(data: ReportData) -> Table | None:
     return Table("reward_model", "Reward model", note, ("Pairs", "Accuracy", "Number"), tuple(rows))
 
 
+def edits_table(data: ReportData) -> Table | None:
+    """What the reward model rewards, beside what a response says."""
+    if not data.edits:
+        return None
+    rows = []
+    for row in data.edits:
+        interval = Interval(row.change, row.low, row.high, row.count)
+        text, detail = format_change("score", interval)
+        moved = interval.is_above_zero or interval.is_below_zero
+        rows.append((Cell(row.name), Cell(text, detail, "bad" if moved else ""), Cell(f"{row.count:,}")))
+    note = (
+        "The same held-out responses, edited so that they say the same: by how many deviations of the score an edit "
+        "moves it, with its 95% interval. Colour marks an interval that leaves zero out: the model rewards, or "
+        "punishes, the form itself."
+    )
+    return Table("edits", "What the reward model rewards", note, ("Edit", "Change of score", "Responses"), tuple(rows))
+
+
 # -------------------------------------------------------------------------------------------------------- time, lineage
 def step_phases(rows: tuple[MetricRow, ...]) -> dict[str, float]:
     """Return the mean seconds of each phase of a step, and under ``other`` what no phase accounts for."""
@@ -288,6 +306,13 @@ def definitions_table(data: ReportData) -> Table | None:
 
 
 TableBuilder: TypeAlias = Callable[[ReportData], Table | None]
-MAIN_TABLES: tuple[TableBuilder, ...] = (summary_table, methods_table, kinds_table, grades_table, reward_model_table)
+MAIN_TABLES: tuple[TableBuilder, ...] = (
+    summary_table,
+    methods_table,
+    kinds_table,
+    grades_table,
+    reward_model_table,
+    edits_table,
+)
 TIME_TABLES: tuple[TableBuilder, ...] = (time_table,)
 RECORD_TABLES: tuple[TableBuilder, ...] = (lineage_table, versions_table, definitions_table)

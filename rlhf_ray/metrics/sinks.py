@@ -18,6 +18,7 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.registry import describe, require_registered
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id"
 
 
 class MetricSink(Protocol):
@@ -148,7 +149,11 @@ class JsonlSink:
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
         line = json.dumps({"step": step, "logged_at": round(time.time(), 3), **numbers}, allow_nan=False)
         self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a state that is saved next must not outlive its row
+        except OSError as error:  # what could not be written waits in the buffer for the next row
+            print(f"warning: {self._file.name} cannot be written ({error.strerror}); its rows wait", flush=True)
 
     def close(self) -> None:
         self._file.close()
@@ -165,10 +170,11 @@ def read_metrics(path: Path) -> tuple[MetricRow, ...]:
     if not path.exists():
         return ()
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return tuple(_parse_row(path, number, line) for number, line in enumerate(lines, start=1))
+    return tuple(parse_row(path, number, line) for number, line in enumerate(lines, start=1))
 
 
-def _parse_row(path: Path, number: int, line: str) -> MetricRow:
+def parse_row(path: Path, number: int, line: str) -> MetricRow:
+    """Return the row that line ``number`` of ``path`` holds. Raises DataError where it is none."""
     try:
         fields = json.loads(line)
         step, logged_at = int(fields.pop("step")), float(fields.pop("logged_at"))
@@ -182,7 +188,7 @@ def _truncate_after(path: Path, resumed_step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    kept = [line for number, line in enumerate(lines, start=1) if _parse_row(path, number, line).step <= resumed_step]
+    kept = [line for number, line in enumerate(lines, start=1) if parse_row(path, number, line).step <= resumed_step]
     aside = path.with_suffix(".jsonl.tmp")
     aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(aside, path)
@@ -229,7 +235,7 @@ class WandbSink:
             name=run_name or None,
             dir=str(directory),
             mode=mode,
-            id=_wandb_id(directory / "wandb_id", resumed_step),
+            id=_wandb_id(directory / WANDB_ID_FILE, resumed_step),
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
         )

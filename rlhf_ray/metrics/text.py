@@ -6,14 +6,23 @@ white space, case kept. A share is a fraction of the responses, in [0, 1].
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 from rlhf_ray.errors import ConfigError
 
 _LIST_LINE = re.compile(r"^\s*(?:[-*\u2022]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|__(?=\S)[^_\n]+(?<=\S)__")
+_HEADING = re.compile(r"^ {0,3}#{1,6}\s+\S", re.MULTILINE)
+_EMOJI = re.compile("[\u2600-\u27bf\U0001f300-\U0001faff]")
+_APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|my apologies)\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\bi (?:think|believe|guess|suppose)\b|\bi(?:'m| am) not (?:completely |entirely |quite )?(?:sure|certain)\b"
+    r"|\b(?:perhaps|maybe|possibly|it seems|it may be|it might be|probably)\b",
+    re.IGNORECASE,
+)
 _ABLE = (
     r"help|assist|provide|give|answer|tell|share|discuss|support|do (?:that|this)|recommend|advise|offer|comply|fulfil"
 )
@@ -24,34 +33,24 @@ _REFUSAL = re.compile(
     rf"|\bi (?:would|'d) (?:rather|prefer) not\b|\bi must (?:decline|refuse)\b|\bas an ai\b",
     re.IGNORECASE,
 )
+_AGREEMENT = re.compile(
+    r"\W*(?:yes|yeah|indeed|exactly|correct|certainly|absolutely"
+    r"|(?:you(?:'re| are)|that(?:'s| is)) (?:(?:so|quite|very|absolutely|completely) )?(?:right|correct|true))\b",
+    re.IGNORECASE,
+)
 
 
-@dataclass(frozen=True)
-class TextMeasures:
-    """The measures of one set of responses, by their names in logs and reports."""
+def text_measures(texts: Sequence[str], prompt_ids: Sequence[str] = ()) -> dict[str, float]:
+    """Return every measure of ``texts`` by its name in logs; all are 0 where there is no response.
 
-    num_responses: int
-    mean_words: float
-    distinct_1: float
-    distinct_2: float
-    repetition_3: float
-    list_share: float
-    bold_share: float
-    refusal_share: float
-
-
-def text_measures(texts: Sequence[str]) -> TextMeasures:
-    """Return every measure of ``texts``; all are 0 where there is no response."""
-    return TextMeasures(
-        num_responses=len(texts),
-        mean_words=mean_words(texts),
-        distinct_1=distinct_n(texts, 1),
-        distinct_2=distinct_n(texts, 2),
-        repetition_3=mean_repetition(texts, 3),
-        list_share=list_share(texts),
-        bold_share=bold_share(texts),
-        refusal_share=_share(texts, is_refusal),
-    )
+    ``prompt_ids`` name the prompt of each text: where a prompt has several responses, ``self_bleu`` is among them.
+    """
+    measures = {name: measure(texts) for name, measure in MEASURES.items()}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for prompt_id, text in zip(prompt_ids, texts, strict=bool(prompt_ids)):
+        groups[prompt_id].append(text)
+    several = [own for own in groups.values() if len(own) > 1]
+    return {**measures, "self_bleu": self_bleu(several)} if several else measures
 
 
 def num_words(text: str) -> int:
@@ -97,12 +96,70 @@ def bold_share(texts: Sequence[str]) -> float:
     return _share(texts, lambda text: _BOLD.search(text) is not None)
 
 
+def heading_share(texts: Sequence[str]) -> float:
+    """Return the share of responses with a Markdown heading."""
+    return _share(texts, lambda text: _HEADING.search(text) is not None)
+
+
+def emoji_share(texts: Sequence[str]) -> float:
+    """Return the share of responses with an emoji or another pictograph."""
+    return _share(texts, lambda text: _EMOJI.search(text) is not None)
+
+
+def hedge_share(texts: Sequence[str]) -> float:
+    """Return the share of responses with a set phrase of doubt ("I think", "perhaps", "I'm not sure", ...)."""
+    return _share(texts, lambda text: _HEDGE.search(_plain(text)) is not None)
+
+
+def apology_share(texts: Sequence[str]) -> float:
+    """Return the share of responses that apologise ("sorry", "I apologise", "my apologies")."""
+    return _share(texts, lambda text: _APOLOGY.search(text) is not None)
+
+
 def is_refusal(text: str) -> bool:
     """Tell whether a response refuses, by set phrases of the first person ("I can't help", "I'm not able to", ...).
 
     A screen, not a judge: it misses refusals in other words and takes "I can't tell you how happy I am" for one.
     """
-    return _REFUSAL.search(text.replace("\u2019", "'")) is not None
+    return _REFUSAL.search(_plain(text)) is not None
+
+
+def agrees(text: str) -> bool:
+    """Tell whether a response begins with agreement, by set phrases ("Yes", "You are right", "That's true", ...)."""
+    return _AGREEMENT.match(_plain(text)) is not None
+
+
+def self_bleu(groups: Sequence[Sequence[str]]) -> float:
+    """Return the mean over responses of their BLEU against the other responses to the same prompt; 0 for none.
+
+    1 says that a prompt has one answer whatever is drawn (Zhu et al. 2018, arXiv:1802.01886). Groups have two texts or
+    more.
+    """
+    values = [bleu(text, [*own[:i], *own[i + 1 :]]) for own in groups for i, text in enumerate(own)]
+    return sum(values) / len(values) if values else 0.0
+
+
+def bleu(text: str, references: Sequence[str]) -> float:
+    """Return BLEU of one sentence, in [0, 1] (Papineni et al. 2002), of 1 to 4 words, as many as the text has.
+
+    One is added to both counts of two words and more (Lin and Och 2004), so that a short text without a common
+    sequence of four words is not 0 by itself.
+    """
+    words = text.split()
+    if not words or not references:
+        return 0.0
+    log_precision, orders = 0.0, min(4, len(words))
+    for n in range(1, orders + 1):
+        own = Counter(_ngrams(text, n))
+        allowed: Counter[tuple[str, ...]] = Counter()
+        for reference in references:
+            allowed |= Counter(_ngrams(reference, n))
+        matched, added = sum((own & allowed).values()), int(n > 1)
+        if matched + added == 0:
+            return 0.0
+        log_precision += math.log((matched + added) / (sum(own.values()) + added)) / orders
+    nearest = min((num_words(reference) for reference in references), key=lambda n: (abs(n - len(words)), n))
+    return math.exp(min(0.0, 1.0 - nearest / len(words)) + log_precision)
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -112,5 +169,25 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
+def _plain(text: str) -> str:
+    return text.replace("\u2019", "'")
+
+
 def _share(texts: Sequence[str], holds: Callable[[str], bool]) -> float:
     return sum(holds(text) for text in texts) / len(texts) if texts else 0.0
+
+
+MEASURES: Mapping[str, Callable[[Sequence[str]], float]] = {
+    "words": mean_words,
+    "distinct_1": lambda texts: distinct_n(texts, 1),
+    "distinct_2": lambda texts: distinct_n(texts, 2),
+    "repetition_3": lambda texts: mean_repetition(texts, 3),
+    "lists": list_share,
+    "bold": bold_share,
+    "headings": heading_share,
+    "emoji": emoji_share,
+    "hedges": hedge_share,
+    "apologies": apology_share,
+    "refusals": lambda texts: _share(texts, is_refusal),
+    "agreements": lambda texts: _share(texts, agrees),
+}

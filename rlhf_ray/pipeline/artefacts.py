@@ -67,26 +67,33 @@ class ArtefactStore:
             raise DataError(f"{path}: damaged ({error}); {remedy}") from error
         return replace(artefact, results=results)
 
-    def begin(self, stage: str, key: str) -> float:
+    def begin(self, stage: str, key: str, base_key: str = "") -> float:
         """Make the stage's directory ready and return the seconds that earlier attempts at this key took.
 
-        Unfinished work of the same key is kept, so that a stage may resume inside; that of another key is removed.
+        Work of the same key is kept, so that a stage may resume inside, and so is work of the same ``base_key``, the
+        key without the settings that only say how far the stage goes; that of any other is removed.
         Raises ConfigError where the directory holds something that no run has put there.
         """
         directory = self.directory(stage)
         earlier = _read_begun(directory / BEGUN_FILE)
-        if earlier.get("key") != key and directory.exists():
+        goes_on = earlier.get("key") == key or (base_key and earlier.get("base_key") == base_key)
+        if not goes_on and directory.exists():
             self._require_own(directory)
             shutil.rmtree(directory)
             earlier = {}
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ARTEFACT_FILE).unlink(missing_ok=True)
-        self.note_seconds(stage, key, float(earlier.get("seconds", 0.0)))
+        self.note_seconds(stage, key, float(earlier.get("seconds", 0.0)), base_key)
         return float(earlier.get("seconds", 0.0))
 
-    def note_seconds(self, stage: str, key: str, seconds: float) -> None:
+    def note_seconds(self, stage: str, key: str, seconds: float, base_key: str = "") -> None:
         """Remember how long the stage has run so far."""
-        write_atomically(self.directory(stage) / BEGUN_FILE, json.dumps({"key": key, "seconds": seconds}))
+        content = {"key": key, "base_key": base_key, "seconds": seconds}
+        write_atomically(self.directory(stage) / BEGUN_FILE, json.dumps(content))
+
+    def base_key(self, stage: str) -> str:
+        """The key of the work in the stage's directory without how far it goes; empty where none has begun."""
+        return str(_read_begun(self.directory(stage) / BEGUN_FILE).get("base_key", ""))
 
     def finish(self, artefact: Artefact) -> None:
         """Declare a stage done."""

@@ -14,10 +14,13 @@ from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
+from rlhf_ray.records import IntArray
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, ScoredShard, WeightSync
 from rlhf_ray.stages.ppo_failure import Findings
-from rlhf_ray.stages.work import RankingWork, SequenceWork
+from rlhf_ray.stages.work import SequenceWork
+from rlhf_ray.stopping import Stop
+from rlhf_ray.supervision.board import StatusBoard
 
 
 class Trainer(Protocol):
@@ -27,9 +30,25 @@ class Trainer(Protocol):
 
     async def evaluate(self, works: Sequence[Any]) -> MetricSums: ...
 
-    async def score(self, works: Sequence[RankingWork]) -> dict[int, tuple[float, ...]]: ...
+    async def score(self, works: Sequence[Any]) -> dict[int, Any]: ...
 
     async def save(self, directory: str, *arguments: Any) -> None: ...
+
+
+class ResumableTrainer(Trainer, Protocol):
+    """A trainer group whose state can be kept and restored."""
+
+    async def save_state(self, directory: str, tag: str) -> None: ...
+
+    async def load_state(self, directory: str, tag: str) -> None: ...
+
+    def resumed(self, step: int) -> None:
+        """What was loaded is the state after ``step``."""
+        ...
+
+    def checkpointed(self, directory: str, tag: str, step: int) -> None:
+        """What was saved after ``step`` lies whole in ``directory``: ranks that are lost begin there again."""
+        ...
 
 
 class PpoTrainerRanks(PpoTrainer, Protocol):
@@ -53,6 +72,10 @@ class GeneratorFleet(Generator, Protocol):
         """Serve another checkpoint of the same architecture from now on."""
         ...
 
+    async def next_token_logprobs(self, prompts: Sequence[IntArray], token_ids: Sequence[int]) -> list[list[float]]:
+        """Log-probabilities of each of ``token_ids`` as the first token after each prompt."""
+        ...
+
 
 class ReferenceServers(Reference, Protocol):
     """The frozen reference as servers of its own, which also tell how likely whole responses are."""
@@ -63,7 +86,7 @@ class ReferenceServers(Reference, Protocol):
 class Scope(Protocol):
     """Starts the actors of one stage; they end with it."""
 
-    async def trainer(self, spec: Any) -> Trainer: ...
+    async def trainer(self, spec: Any) -> ResumableTrainer: ...
 
     async def ppo_trainer(
         self, spec: Any, *, demonstrations: Callable[[int], Sequence[Sequence[SequenceWork]]]
@@ -75,7 +98,9 @@ class Scope(Protocol):
 
     async def reference_servers(self, model_path: str, temperature: float) -> ReferenceServers: ...
 
-    async def rewards(self, *, own_model: str, tokenizer: str, prompts: Mapping[str, PromptText]) -> RewardModel: ...
+    async def rewards(
+        self, *, own_models: Sequence[str], tokenizer: str, prompts: Mapping[str, PromptText]
+    ) -> RewardModel: ...
 
     async def weight_sync(self, trainer: Any, generators: Any, probe: Sequence[int]) -> WeightSync: ...
 
@@ -102,6 +127,13 @@ class Context:
     store: ArtefactStore
     command: str
     finished: dict[str, Artefact] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    board: StatusBoard = field(default_factory=StatusBoard)  # what `rlhf-ray status` shows
+
+    @property
+    def samples_comparisons(self) -> bool:
+        """Whether the SFT model's own responses are compared: not where there are recorded comparisons."""
+        return self.task.has_annotators or (self.config.judge.is_there and not self.task.rankings("train"))
 
     def directory(self, stage: str) -> Path:
         return self.store.directory(stage)
@@ -118,3 +150,8 @@ def ranks_of(config: RunConfig) -> dict[str, int]:
 def quiet(logging: LoggingConfig) -> LoggingConfig:
     """The same sinks without console lines, for stages that show a progress bar."""
     return replace(logging, console=False)
+
+
+def warned(message: str) -> None:
+    """Tell a person, in the run's output."""
+    print(f"warning: {message}", flush=True)

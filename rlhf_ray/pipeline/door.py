@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rlhf_ray.config.dpo import OF_SOFT_LABELS, DpoConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import RewardSourceConfig
+from rlhf_ray.data.sources import check_source
 from rlhf_ray.data.task import Split
 from rlhf_ray.engines.models import is_scalar_model, load_config, load_tokenizer, local_checkpoint
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.pipeline.context import Context
+from rlhf_ray.pipeline.sft import demonstrations
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Ranking
-from rlhf_ray.rewards.http import ServiceError, require_service
+from rlhf_ray.rewards.http import require_service
 from rlhf_ray.rewards.process import FunctionLoadError
+from rlhf_ray.rewards.service import ServiceError
 from rlhf_ray.rewards.sources import open_source, service_token
 from rlhf_ray.rewards.texts import PromptText, ResponseText
 
@@ -36,18 +41,27 @@ def check_text(context: Context, stages: Collection[str]) -> list[str]:
     """
     tools, config = TextTools.of(context), context.config
     lines: list[str] = []
+    if config.sft.demonstrations:
+        check_source(config.sft.demonstrations, field="sft.demonstrations")
     if "sft" in stages and config.sft.num_epochs > 0:
         lines += [_demonstrations(context, tools, split) for split in SPLITS]
-    if "comparison" in stages and not context.task.has_annotators:
+    if "comparison" in stages and not context.samples_comparisons:
         require_apart(context.task.rankings("train"), context.task.rankings("heldout"))
         lines += [_rankings(context, tools, split) for split in SPLITS]
+        if "reward_model" in stages:
+            require_axes_present(config.reward_model.axes, context.task.rankings("train"))
+        if "dpo" in stages and config.comparison.soft_labels and not config.dpo_is_online:
+            require_soft_labels_fit(config.dpo, context.task.rankings("train"))
     elif "comparison" in stages:
         lines += [_prompts(context, tools, split, config.ppo.max_response_tokens) for split in SPLITS]
     if "reward_model" in stages:
         check_vocabulary(context)
-    if not {"ppo", "raft", "evaluation"}.isdisjoint(stages):
+        for name in ("step_labels", "ood_preferences"):
+            if source := getattr(config.reward_model, name):
+                check_source(source, field=f"reward_model.{name}")
+    if not {"ppo", "raft", "evaluation"}.isdisjoint(stages) or ("dpo" in stages and config.dpo_is_online):
         check_rewards(context)
-    if "raft" in stages:
+    if "raft" in stages or ("dpo" in stages and config.dpo_is_online):
         lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens))
     if "ppo" in stages:
         lines.append(_prompts(context, tools, "train", config.ppo.max_response_tokens, config.ppo.prompts_per_step))
@@ -58,15 +72,18 @@ def check_text(context: Context, stages: Collection[str]) -> list[str]:
 
 
 def _demonstrations(context: Context, tools: TextTools, split: Split) -> str:
-    items = context.task.demonstrations(split)[:CHECKED]
+    items = demonstrations(context, split)[:CHECKED]
     kept, too_long = tools.demonstrations(items)
     return _count(split, "demonstrations", len(kept), too_long, f"model.max_length={tools.max_length}")
 
 
 def _rankings(context: Context, tools: TextTools, split: Split) -> str:
     items = context.task.rankings(split)[:CHECKED]
-    kept, left_out = tools.rankings(items)
-    return _count(split, "rankings", len(kept), left_out, f"tied, or above model.max_length={tools.max_length}")
+    axes = context.config.reward_model.axes if context.config.trains_reward_model else ()
+    kept, left_out = tools.rankings(items, axes)
+    return _count(
+        split, "rankings", len(kept), left_out, f"tied, of another axis, or above model.max_length={tools.max_length}"
+    )
 
 
 def _prompts(context: Context, tools: TextTools, split: Split, room: int, at_least: int = 1) -> str:
@@ -89,6 +106,28 @@ def require_apart(train: Sequence[Ranking], heldout: Sequence[Ranking]) -> None:
         raise DataError(
             f"{len(shared)} prompts stand in both the training and the held-out rankings, one is {shared[0]!r}; "
             "split by prompt"
+        )
+
+
+def require_axes_present(axes: Sequence[str], rankings: Sequence[Ranking]) -> None:
+    """Raise DataError where a head of the reward model would learn from nothing: no ranking is of its axis."""
+    found = Counter(ranking.axis for ranking in rankings)
+    missing = [axis for axis in axes if not found[axis]]
+    if missing:
+        known = ", ".join(f"{count} of {axis or 'the whole'}" for axis, count in sorted(found.items()))
+        raise DataError(
+            f"reward_model.axes names {', '.join(missing)}, of which there is no ranking ({known}); "
+            "rate responses by axis, or leave the axis out"
+        )
+
+
+def require_soft_labels_fit(config: DpoConfig, rankings: Sequence[Ranking]) -> None:
+    """Raise DataError where labels are less than certain, and the loss is defined for certain ones alone."""
+    soft = sum(any(label.probability < 1 for label in ranking.labels) for ranking in rankings)
+    if soft and not config.takes_soft_labels:
+        raise DataError(
+            f"{soft} of {len(rankings)} rankings have soft labels, and dpo.loss={config.loss} is defined for certain "
+            f"ones alone; use dpo.loss={' or '.join(OF_SOFT_LABELS)}, or comparison.soft_labels=false for the ranks"
         )
 
 

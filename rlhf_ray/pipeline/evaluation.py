@@ -21,12 +21,14 @@ from rlhf_ray.data.task import Task
 from rlhf_ray.metrics.evaluation import PRINCIPAL_GRADE, GradedResponse, write_graded
 from rlhf_ray.metrics.progress import ProgressReport, progress
 from rlhf_ray.metrics.statistics import mean_interval
+from rlhf_ray.metrics.text import text_measures
 from rlhf_ray.pipeline.context import Context, Scope
-from rlhf_ray.pipeline.reward_model import own_reward_model
+from rlhf_ray.pipeline.reward_model import own_reward_models
 from rlhf_ray.pipeline.sampling import FetchedShard, requests_for, sample
 from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import AdaptersOff, GenerationRequest, Prompt, Rollout, SamplingSettings, Score, TextPrompt
+from rlhf_ray.rewards.ensemble import MEMBER
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, Reference, RewardModel, RolloutShard
 
@@ -75,16 +77,24 @@ async def start_rewards(context: Context, scope: Scope) -> RewardModel:
     if not context.config.scores_responses:
         return NoRewards()
     prompts = [*context.task.prompts("train"), *context.task.prompts("heldout")]
+    return await start_rewards_for(context, scope, {prompt.prompt_id: PromptText.of(prompt) for prompt in prompts})
+
+
+async def start_rewards_for(context: Context, scope: Scope, prompts: Mapping[str, PromptText]) -> RewardModel:
+    """Every source of rewards, told of these prompts, by prompt_id."""
     return await scope.rewards(
-        own_model=own_reward_model(context),
-        tokenizer=context.results("model")["tokenizer"],
-        prompts={prompt.prompt_id: PromptText.of(prompt) for prompt in prompts},
+        own_models=own_reward_models(context), tokenizer=context.results("model")["tokenizer"], prompts=prompts
     )
 
 
 def total_score(score: Score) -> float | None:
     """What a response earns in all; None where it could not be scored."""
     return None if score.failed else score.total + sum(value for _, value in score.step_rewards)
+
+
+def shown_parts(score: Score) -> dict[str, float]:
+    """What a source's score is made of (axes, disagreement), for tables; single members of an ensemble left out."""
+    return {name: value for name, value in score.parts.items() if "." in name and f".{MEMBER}" not in name}
 
 
 class NoRewards:
@@ -152,21 +162,21 @@ class HeldOut:
         return [
             self._grade(
                 rollout,
-                total_score(score),
+                score,
                 float(np.sum(rollout.rollout_logprobs - sampled_logprobs(logprobs, rollout.response_ids))),
             )
             for rollout, score, logprobs in zip(fetched.rollouts, scores, ref_logprobs, strict=True)
         ]
 
-    def _grade(self, rollout: Rollout, score: float | None, kl: float) -> GradedResponse:
+    def _grade(self, rollout: Rollout, score: Score, kl: float) -> GradedResponse:
         prompt, text = self.texts[rollout.order // self.samples], self.tools.decode(rollout.response_ids)
         return GradedResponse(
             prompt_id=prompt.prompt_id,
             kind=prompt.kind,
             prompt_text="\n".join(message.content for message in prompt.messages),
             response_text=text,
-            grades=dict(self.task.grade(prompt, text)),
-            score=score,
+            grades={**self.task.grade(prompt, text), **shown_parts(score)},
+            score=total_score(score),
             kl=kl,
             num_tokens=len(rollout.response_ids),
             finished=rollout.finish_reason == "stop",
@@ -184,15 +194,17 @@ def best_of_n(responses: Sequence[GradedResponse], samples: int) -> list[GradedR
 
 
 def heldout_metrics(responses: Sequence[GradedResponse]) -> dict[str, float]:
-    """``gold/heldout_*`` of an evaluation during training; the grade's are missing where there is no ground truth.
+    """``gold/heldout_*`` and ``text/*`` of an evaluation during training.
 
-    So is the score where nothing could be scored, and the KL where only the trainer knows the reference (LoRA). The
-    interval's unit is the prompt: its responses are averaged first.
+    The grade's are missing where there is no ground truth, the score where nothing could be scored, and the KL where
+    only the trainer knows the reference (LoRA). The interval's unit is the prompt: its responses are averaged first.
     """
     metrics = {
         "gold/heldout_response_length": float(np.mean([r.num_tokens for r in responses])),
         "gold/heldout_finished_fraction": float(np.mean([r.finished for r in responses])),
     }
+    texts, prompt_ids = [r.response_text for r in responses], [r.prompt_id for r in responses]
+    metrics |= {f"text/{name}": value for name, value in text_measures(texts, prompt_ids).items()}
     golds: dict[str, list[float]] = defaultdict(list)
     for response in responses:
         if PRINCIPAL_GRADE in response.grades:

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from rlhf_ray.config.alarms import CHANGES_TRAINING
 from rlhf_ray.config.rewards import RewardsConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.chat import TEMPLATES
+from rlhf_ray.data.sources import STORE
 
 # How fast and how often something is done, where it is shown, when a run stops itself: no result depends on it.
+# Nor does it on the split of the work over ranks and ZeRO, but for rounding (benchmarks/results/equivalence.md): a run
+# may go on with another.
 WITHOUT_EFFECT = (
+    "training.num_ranks",
+    "training.zero_stage",
+    "training.offload_optimizer",
     "training.cpus_per_rank",
     "training.gpus_per_rank",
     "training.threads_per_rank",
     "training.timeout_s",
     "ppo.checkpoint_every",
+    "dpo.online.checkpoint_every",
     "ppo.contracts.max_logprob_difference",
     "ppo.contracts.on_bad_numbers",
     "rewards.max_failed_fraction",
+    "judge.store",
+    "judge.budget",
+    "judge.batch_size",
+    "judge.num_parallel",
+    "judge.timeout_s",
+    "judge.max_retries",
+    "judge.key_env",
     "evaluation.num_shown",
+    "iteration.num_rounds",
+    "iteration.poll_s",
 )
 SOURCES_WITHOUT_EFFECT = ("timeout_s", "max_retries", "num_workers", "token_env")  # of every source of rewards
 # Settings that name files of people's own: what counts is what lies in them.
-PATHS = ("model.path", "model.chat_template", "reward_model.initialise_from")
-NO_PATHS = (None, "sft", "base", "tokenizer", *TEMPLATES)
+PATHS = (
+    "model.path",
+    "model.chat_template",
+    "sft.demonstrations",
+    "reward_model.initialise_from",
+    "reward_model.step_labels",
+    "reward_model.ood_preferences",
+    "judge.path",
+    "judge.template",
+    "judge.constitution",
+)
+NO_PATHS = (None, "", "sft", "base", "tokenizer", *TEMPLATES)
 WHOLLY_READ_BYTES = 2**24
+NOT_THERE = "not there"
 
 
 def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]:
@@ -38,13 +66,16 @@ def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]
     tree = asdict(config)
     settings: dict[str, Any] = {"seed": config.seed}
     for section in sections:
+        if section == "alarms":
+            settings |= _acting_alarms(config)
+            continue
         value = _at(tree, section)
         for path in _inside(section, WITHOUT_EFFECT):
             _drop(value, path)
         settings[section] = value
         for path in _inside(section, PATHS):
             named = _at(value, path)
-            if named not in NO_PATHS and (contents := fingerprint(named)):
+            if named not in NO_PATHS and (contents := fingerprint(named.removeprefix(STORE))):
                 settings[f"contents of {section}.{path}"] = contents
         if section == "rewards":
             for source in value["sources"].values():
@@ -52,6 +83,14 @@ def stage_settings(config: RunConfig, sections: Sequence[str]) -> dict[str, Any]
                     del source[name]
             settings |= _reward_contents(config.rewards)
     return settings
+
+
+def _acting_alarms(config: RunConfig) -> dict[str, Any]:
+    """The alarms that change how a run trains; those that only warn, save or wait change no result."""
+    rules = config.alarms.acting(*CHANGES_TRAINING)
+    settings = asdict(config.alarms) | {"rules": {name: asdict(rule) for name, rule in rules.items()}}
+    del settings["num_samples"], settings["pause_poll_s"]
+    return {"alarms": settings} if rules else {}
 
 
 def _reward_contents(rewards: RewardsConfig) -> dict[str, str]:
@@ -92,14 +131,31 @@ def fingerprint(path: str) -> str:
     return str(digest.hexdigest())
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs, one line a setting: ``ppo.kl.coef: 0.05 -> 0.1``."""
+@dataclass(frozen=True)
+class Change:
+    """One setting before and after; ``not there`` where it is missing."""
+
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before} -> {self.after}"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What differs, by the settings' names."""
     old, new = dict(_flat(before)), dict(_flat(after))
     return [
-        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        Change(name, old.get(name, NOT_THERE), new.get(name, NOT_THERE))
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs, one line a setting: ``ppo.kl.coef: 0.05 -> 0.1``."""
+    return [str(change) for change in differences(before, after)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_ray.checkpoint import Checkpoints
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.sampler import ResumableSampler
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.metrics.progress import progress
-from rlhf_ray.metrics.sinks import open_metric_log
-from rlhf_ray.pipeline.context import Context, Scope, quiet, ranks_of
-from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics, start_rewards
+from rlhf_ray.pipeline.context import Context, Scope, ranks_of, warned
+from rlhf_ray.pipeline.evaluation import start_rewards
+from rlhf_ray.pipeline.ppo_run import PpoRun
 from rlhf_ray.pipeline.recording import recorded
-from rlhf_ray.pipeline.reward_model import own_reward_model
-from rlhf_ray.pipeline.sft import policy_path
+from rlhf_ray.pipeline.reward_model import own_reward_models
+from rlhf_ray.pipeline.sft import demonstrations, policy_path, start_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, SamplingSettings
+from rlhf_ray.rollout_store import ROLLOUTS, write_kinds
 from rlhf_ray.stages.ppo import PpoSpec
 from rlhf_ray.stages.work import SequenceWork, plan_sequences
 
@@ -73,11 +70,22 @@ async def train_ppo(context: Context) -> dict[str, Any]:
     policy = directory / "policy"
     async with context.fleet.scope() as scope:
         roles = await _start(context, scope, tools, prompts)
+        if context.config.ppo.save_rollouts:
+            write_kinds(directory / ROLLOUTS, {prompt.prompt_id: prompt.kind for prompt in prompts})
         driver = make_driver(context, recorded(roles, scope, directory, context.config), tools, prompts)
-        last = await PpoRun(context, driver, roles, scope).train()
+        run = PpoRun(context, driver, roles, scope)
+        last = await run.train()
+        kept = await run.take_best()
         await roles.trainer.save(str(policy))
     tools.tokenizer.save_pretrained(policy)
-    return {"policy": str(policy), "prompts": len(prompts), "too_long": too_long, "last_step": dict(last)}
+    return {
+        "policy": str(policy),
+        "prompts": len(prompts),
+        "too_long": too_long,
+        "alarms": run.num_alarms,
+        **({} if kept is None else {"kept_step": kept}),
+        "last_step": dict(last),
+    }
 
 
 def training_prompts(context: Context, tools: TextTools) -> tuple[list[Prompt], int]:
@@ -106,10 +114,10 @@ def make_driver(context: Context, roles: Roles, tools: TextTools, prompts: Seque
 
 def ppo_spec(context: Context) -> PpoSpec:
     """What the trainer is built from."""
-    sft, reward_path = str(policy_path(context)), own_reward_model(context)
+    sft, reward_path = str(policy_path(context)), next(iter(own_reward_models(context)), "")
     model, ppo = context.config.model, context.config.ppo
     return PpoSpec(
-        policy_path=sft,
+        policy_path=str(start_path(context)),
         critic_path={"reward_model": reward_path, "sft": sft}[ppo.critic_initialise_from],
         policy_model=model,
         critic_model=model,
@@ -121,114 +129,14 @@ def ppo_spec(context: Context) -> PpoSpec:
 
 async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequence[Prompt]) -> Roles:
     """Start the five roles together; each loads while the others do."""
-    sft = str(policy_path(context))
     trainer, generator, reference, reward_model = await asyncio.gather(
         scope.ppo_trainer(ppo_spec(context), demonstrations=pretraining_mix(context, tools)),
-        scope.generators(sft),
-        scope.reference(sft),
+        scope.generators(str(start_path(context))),
+        scope.reference(str(policy_path(context))),
         start_rewards(context, scope),
     )
     weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
     return Roles(generator, reference, reward_model, trainer, weights)
-
-
-class PpoRun:
-    """What surrounds the driver's loop: resume, checkpoints, held-out evaluation (step 0 is before), logging."""
-
-    def __init__(self, context: Context, driver: Driver, roles: Roles, scope: Scope) -> None:
-        ppo = context.config.ppo
-        self._config = ppo
-        self._driver = driver
-        self._roles = roles
-        self._scope = scope
-        self._directory = context.directory("ppo")
-        self._logging = quiet(context.config.logging)
-        self._checkpoints = Checkpoints(self._directory / "state")
-        self._heldout = HeldOut.of(
-            context, ppo.eval_prompts, ppo.max_response_tokens, ppo.temperature, samples=ppo.eval_responses
-        )
-
-    async def train(self) -> Mapping[str, float]:
-        """Run the driver to its last step; return that step's metrics."""
-        resumed = await self._resume()
-        last: dict[str, float] = {}
-        with (
-            open_metric_log(self._directory, self._logging, run_name="ppo", resumed_step=resumed) as log,
-            progress("PPO", self._config.num_steps, "step") as bar,
-        ):
-            bar.advance(self._driver.steps_done)
-            if resumed is None and (before := await self._evaluated(0)):
-                log.log(0, before)  # where the curves start: the engines still hold the SFT model
-
-            async def after_step(step: int, metrics: Mapping[str, float]) -> None:
-                last.clear()
-                last.update({**metrics, **await self._evaluated(step), **await self._saved(step)})
-                log.log(step, last)
-                bar.advance()
-                bar.note(_headline(last))
-
-            await self._driver.run(after_step)
-        return last
-
-    async def _resume(self) -> int | None:
-        saved, warnings = self._checkpoints.latest()
-        for warning in warnings:
-            warned(warning)
-        if saved is None:
-            return None
-        print(f"PPO resumes after step {saved.step} from {saved.directory}", flush=True)
-        self._driver.restore(saved.driver)
-        await self._roles.trainer.load_state(str(saved.directory), "trainer")
-        return saved.step
-
-    async def _saved(self, step: int) -> Mapping[str, float]:
-        every = self._config.checkpoint_every
-        if not every or step % every or step >= self._config.num_steps:
-            return {}
-        begun = time.perf_counter()
-
-        async def write(directory: Path) -> None:
-            await self._roles.trainer.save_state(str(directory), "trainer")
-
-        await self._checkpoints.save(step, self._driver.state(), write)
-        return {"time/save": time.perf_counter() - begun}
-
-    async def _evaluated(self, step: int) -> Mapping[str, float]:
-        """Answer held-out prompts with the weights that the generators hold now."""
-        every = self._config.eval_every
-        if not every or step % every:
-            return {}
-        begun = time.perf_counter()
-        roles = self._roles
-        responses = await self._heldout.answers(
-            self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
-        )
-        return {**heldout_metrics(responses), "time/evaluate": time.perf_counter() - begun}
-
-
-def warned(message: str) -> None:
-    print(f"warning: {message}", flush=True)
-
-
-class NoProgress:
-    """For work that is part of a step and has no bar of its own."""
-
-    def advance(self, count: int = 1) -> None:
-        """Show nothing."""
-
-    def note(self, text: str) -> None:
-        """Show nothing."""
-
-
-def _headline(metrics: Mapping[str, float]) -> str:
-    if "ppo/kl_per_response" not in metrics:
-        return f"score {metrics['ppo/score_mean']:.2f}, skipped"
-    text = (
-        f"score {metrics['ppo/score_mean']:.2f}, KL {metrics['ppo/kl_per_response']:.2f}, "
-        f"length {metrics['ppo/response_length']:.1f}"
-    )
-    gold = metrics.get("gold/heldout_mean")
-    return text if gold is None else f"{text}, gold {gold:.3f}"
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
@@ -246,7 +154,7 @@ def pretraining_mix(context: Context, tools: TextTools) -> Callable[[int], Seque
     config = context.config
     if config.ppo.ptx_coef == 0:
         return lambda step: ()
-    sequences, _ = tools.demonstrations(context.task.demonstrations("train"))
+    sequences, _ = tools.demonstrations(demonstrations(context, "train"))
 
     def batch(step: int, minibatch: int) -> list[TokenSequence]:
         chosen = np.random.default_rng([config.seed, step, minibatch]).choice(

@@ -11,11 +11,11 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.ppo import ppo_spec, pretraining_mix
-from rlhf_ray.pipeline.recording import QUARANTINE_FILE, ROLLOUTS, STATE
+from rlhf_ray.pipeline.recording import QUARANTINE_FILE, STATE
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import IntArray, Rollout
 from rlhf_ray.roles import ScoredShard
-from rlhf_ray.rollout_store import SavedStep
+from rlhf_ray.rollout_store import ROLLOUTS, SavedStep
 from rlhf_ray.stages.ppo_failure import Findings
 
 SHOWN = 10  # rollouts, and parameters

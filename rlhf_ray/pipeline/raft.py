@@ -15,7 +15,7 @@ from rlhf_ray.pipeline.comparison import spread
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.evaluation import start_rewards, total_score
 from rlhf_ray.pipeline.sampling import requests_for, sample, scored
-from rlhf_ray.pipeline.sft import fit, policy_path
+from rlhf_ray.pipeline.sft import fit, start_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt, Rollout, SamplingSettings
 from rlhf_ray.stages.sft import SftSpec
@@ -38,7 +38,7 @@ async def train_raft(context: Context) -> dict[str, Any]:
     batch_size = min(config.raft.batch_size, len(train))
     num_steps = max(1, round(config.raft.num_epochs * len(train) / batch_size))
     spec = SftSpec(
-        model_path=str(policy_path(context)),
+        model_path=str(start_path(context)),
         model=config.model,
         training=config.training,
         optimizer=config.raft.optimizer,
@@ -73,7 +73,7 @@ async def _sampled(context: Context, tools: TextTools, prompts: Sequence[Prompt]
         stop_token_ids=tools.stop_token_ids,
     )
     async with context.fleet.scope() as scope:
-        generator = await scope.generators(str(policy_path(context)))
+        generator = await scope.generators(str(start_path(context)))
         rewards = await start_rewards(context, scope)
         with progress(f"Sampling {samples} responses a prompt", len(requests), "response") as bar:
             shards = await sample(scope, generator, requests, settings, bar)

@@ -6,7 +6,8 @@ normalises and the greedy responses of ReMax included. From it ``rlhf-ray replay
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +15,13 @@ from rlhf_ray.config.load import to_yaml
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.directories import begin, complete
 from rlhf_ray.driver import Roles
-from rlhf_ray.errors import NumericsError, RlhfError
+from rlhf_ray.errors import BlockLostError, NumericsError, RlhfError
 from rlhf_ray.pipeline.context import Scope
 from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, RolloutShard, ScoredShard
-from rlhf_ray.rollout_store import SavedShard, StepRecord, StepWriter, step_directory
+from rlhf_ray.rollout_store import ROLLOUTS, SavedShard, StepRecord, StepWriter, step_directory
 
 # Below the stage's directory; rollouts are in a quarantined step's too.
-ROLLOUTS = "rollouts"
 QUARANTINE = "quarantine"
 QUARANTINE_FILE = "quarantine.json"
 STATE = "trainer"
@@ -46,10 +46,21 @@ class StepNotes:
         self._said[id(shard)] = Said(shard)
 
     def referred(self, shard: RolloutShard, ref_logprobs: Ref) -> None:
-        self._said[id(shard)] = replace(self._said[id(shard)], ref_logprobs=ref_logprobs)
+        if said := self._said.get(id(shard)):
+            self._said[id(shard)] = replace(said, ref_logprobs=ref_logprobs)
 
     def scored(self, shard: RolloutShard, scores: tuple[Score, ...]) -> None:
-        self._said[id(shard)] = replace(self._said[id(shard)], scores=scores)
+        if said := self._said.get(id(shard)):
+            self._said[id(shard)] = replace(said, scores=scores)
+
+    @contextmanager
+    def unless_lost(self, shard: RolloutShard) -> Iterator[None]:
+        """A shard that vanishes while it is worked on is sampled again: nothing of it is kept."""
+        try:
+            yield
+        except BlockLostError:
+            self._said.pop(id(shard), None)
+            raise
 
     def forget(self) -> None:
         """Let the blocks go."""
@@ -81,7 +92,8 @@ class RecordedReference:
         self._reference, self._notes = reference, notes
 
     async def logprobs(self, shard: RolloutShard) -> Ref:
-        ref_logprobs = await self._reference.logprobs(shard)
+        with self._notes.unless_lost(shard):
+            ref_logprobs = await self._reference.logprobs(shard)
         self._notes.referred(shard, ref_logprobs)
         return ref_logprobs
 
@@ -91,7 +103,8 @@ class RecordedRewardModel:
         self._reward_model, self._notes = reward_model, notes
 
     async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
-        scores = await self._reward_model.score(shard)
+        with self._notes.unless_lost(shard):
+            scores = await self._reward_model.score(shard)
         self._notes.scored(shard, scores)
         return scores
 
@@ -145,6 +158,9 @@ class RecordedTrainer:
 
     async def load_state(self, directory: str, tag: str) -> None:
         await self._trainer.load_state(directory, tag)
+
+    def checkpointed(self, directory: str, tag: str, step: int) -> None:
+        self._trainer.checkpointed(directory, tag, step)
 
     async def save(self, directory: str) -> None:
         await self._trainer.save(directory)

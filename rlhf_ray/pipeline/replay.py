@@ -23,15 +23,14 @@ from rlhf_ray.metrics.sinks import METRICS_FILE, read_metrics
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.lineage import changes
 from rlhf_ray.pipeline.ppo import make_driver, ppo_spec, pretraining_mix, training_prompts
-from rlhf_ray.pipeline.recording import ROLLOUTS
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import GenerationRequest, Rollout, SamplingSettings, Score
 from rlhf_ray.roles import PpoTrainer, Ref, RolloutShard, ScoredShard, SyncReport
-from rlhf_ray.rollout_store import SavedShard, SavedStep, step_directory
+from rlhf_ray.rollout_store import ROLLOUTS, SavedShard, SavedStep, step_directory
 
 Put: TypeAlias = Callable[[object], Awaitable[Ref]]
-# Times, what evaluations and syncs say, what saving takes: none of it follows from the rollouts.
-NOT_COMPARED = ("time/", "gold/", "grade/", "ppo/sync_bytes", "ppo/saved_bytes")
+COMPARED = ("ppo/", "reward/")  # what follows from the rollouts; evaluations, times, the fleet do not
+NOT_COMPARED = ("ppo/sync_bytes", "ppo/saved_bytes")
 
 
 # ---------------------------------------------------------------------------------------------------- roles that read
@@ -161,6 +160,9 @@ class ReplayTrainer:
     async def load_state(self, directory: str, tag: str) -> None:
         await self._trainer.load_state(directory, tag)
 
+    def checkpointed(self, directory: str, tag: str, step: int) -> None:
+        self._trainer.checkpointed(directory, tag, step)
+
     async def save(self, directory: str) -> None:
         await self._trainer.save(directory)
 
@@ -225,7 +227,7 @@ def compared(run: Mapping[int, Mapping[str, float]], again: Mapping[int, Mapping
     largest: dict[str, Difference] = {}
     for step in sorted(again):
         for name in sorted({*run[step], *again[step]}):
-            if name.startswith(NOT_COMPARED):
+            if not name.startswith(COMPARED) or name in NOT_COMPARED:
                 continue
             difference = _difference(run[step].get(name), again[step].get(name))
             if name not in largest or difference > largest[name].largest:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.load import to_yaml
+from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import ALL_KINDS, GradedResponse, ModelSummary, read_graded, summarise
 from rlhf_ray.metrics.report import write_report
 from rlhf_ray.metrics.report_data import AccuracyRow, Artefact, CalibrationBin, ReportData
@@ -31,7 +32,15 @@ PACKAGES = (
     "omegaconf",
 )
 TITLES = {"ppo": "PPO", "dpo": "DPO", "raft": "RAFT", "best_of_n": "Best of n"}
-OF_THE_REWARD_MODEL = ("accuracy", "length_rule_accuracy", "heldout_pairs", "accuracy_rows")
+OF_THE_REWARD_MODEL = (
+    "accuracy",
+    "length_rule_accuracy",
+    "heldout_pairs",
+    "calibration_error",
+    "accuracy_rows",
+    "ood_accuracy",
+    "edits",
+)
 DESCRIPTIONS = {
     "world": "A small invented world: the model learns its facts from demonstrations of mixed quality, simulated "
     "people rank what it samples, and training follows their rankings. Gold is the world's own rubric, which no model "
@@ -64,6 +73,7 @@ def report_data(context: Context) -> ReportData:
         dpo_curve=_curve(context, "dpo"),
         reward_model=tuple(AccuracyRow(**row) for row in results.get("accuracy_rows", ())),
         calibration=tuple(CalibrationBin(**row) for row in results.get("calibration", ())),
+        edits=tuple(EditRow(**row) for row in results.get("edits", ())),
         stage_seconds={name: artefact.seconds for name, artefact in context.finished.items()},
         artefacts=tuple(
             Artefact(f"{a.stage}/", a.stage, a.key, tuple(a.parents), a.seconds) for a in context.finished.values()
@@ -98,7 +108,9 @@ def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int)
         "distinct_2": {model: summary.distinct_2 for model, summary in whole.items()},
         "kl_per_token": whole[first].measures["kl_per_token"].value,
         "by_kind": {kind: _means(models, kind) for kind in models["sft"] if kind != ALL_KINDS},
-        "reward_model": {name: trained.results[name] for name in OF_THE_REWARD_MODEL} if trained else None,
+        "reward_model": {name: trained.results[name] for name in OF_THE_REWARD_MODEL if name in trained.results}
+        if trained
+        else None,
         "seconds": dict(data.stage_seconds),
         "total_seconds": sum(data.stage_seconds.values()),
         "peak_memory_bytes": peak_memory_bytes,

@@ -15,7 +15,10 @@ from rlhf_ray.pipeline.comparison import compare
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.door import check_text
 from rlhf_ray.pipeline.dpo import train_dpo
+from rlhf_ray.pipeline.dpo_online import train_dpo_online
 from rlhf_ray.pipeline.evaluation import evaluate
+from rlhf_ray.pipeline.fitting import forget_fit_states
+from rlhf_ray.pipeline.judging import check_judge
 from rlhf_ray.pipeline.lineage import changes, stage_settings
 from rlhf_ray.pipeline.model import make_model
 from rlhf_ray.pipeline.ppo import train_ppo
@@ -29,13 +32,17 @@ RunStage = Callable[[Context], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Stage:
-    """``sections`` of the configuration decide, with the parents and the data, whether a result may be used again."""
+    """``sections`` of the configuration decide, with the parents and the data, whether a result may be used again.
+
+    Where only ``length``, a setting in them, is another, the stage goes on from its last state.
+    """
 
     name: str
     title: str
     parents: tuple[str, ...]
     sections: tuple[str, ...]
     run: RunStage
+    length: str = ""
 
 
 SAMPLING = ("generation.dtype", "generation.engine_args")
@@ -43,12 +50,23 @@ SCORING = ("reference.dtype", "reward_server.dtype")
 STAGES = (
     Stage("model", "Model and tokenizer", (), ("model",), make_model),
     Stage("sft", "Supervised fine-tuning", ("model",), ("sft", "training"), train_sft),
-    Stage("comparison", "Comparisons", ("model", "sft"), ("comparison", "ppo.max_response_tokens", *SAMPLING), compare),
+    Stage(
+        "comparison",
+        "Comparisons",
+        ("model", "sft"),
+        ("comparison", "judge", "ppo.max_response_tokens", *SAMPLING),
+        compare,
+    ),
     Stage(
         "reward_model", "Reward model", ("model", "sft", "comparison"), ("reward_model", "training"), train_reward_model
     ),
     Stage(
-        "ppo", "PPO", ("model", "sft", "reward_model"), ("ppo", "rewards", "training", *SAMPLING, *SCORING), train_ppo
+        "ppo",
+        "PPO",
+        ("model", "sft", "reward_model"),
+        ("ppo", "alarms", "rewards", "training", *SAMPLING, *SCORING),
+        train_ppo,
+        length="ppo.num_steps",
     ),
     Stage("dpo", "DPO", ("model", "sft", "comparison"), ("dpo", "training", "reference.dtype"), train_dpo),
     Stage(
@@ -66,6 +84,13 @@ STAGES = (
         evaluate,
     ),
 )
+ONLINE_DPO = Stage(
+    "dpo",
+    "Online DPO",
+    ("model", "sft", "reward_model"),
+    ("dpo", "rewards", "training", "ppo.max_response_tokens", *SAMPLING, *SCORING),
+    train_dpo_online,
+)
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -74,9 +99,10 @@ def chain(config: RunConfig) -> tuple[Stage, ...]:
     needed = {"model", "sft", "evaluation", *config.methods}
     needed |= {"comparison"} if config.collects_comparisons else set()
     needed |= {"reward_model"} if config.trains_reward_model else set()
+    stages = [ONLINE_DPO if stage.name == "dpo" and config.dpo_is_online else stage for stage in STAGES]
     return tuple(
         replace(stage, parents=tuple(name for name in stage.parents if name in needed))
-        for stage in STAGES
+        for stage in stages
         if stage.name in needed
     )
 
@@ -87,8 +113,10 @@ async def run_stages(context: Context, until: str) -> None:
     count = len(chain(context.config))
     data_hash = context.task.fingerprint()
     for number, stage in enumerate(stages, start=1):
-        await _run_stage(context, stage, data_hash, f"[{number}/{count}] {stage.title}")
+        await run_stage(context, stage, data_hash, f"[{number}/{count}] {stage.title}")
         if stage.name == "model":
+            if "comparison" in {each.name for each in stages}:
+                check_judge(context)
             for line in check_text(context, {stage.name for stage in stages}):
                 print(f"      {line}", flush=True)
 
@@ -158,6 +186,7 @@ class _Wanted:
     """A result that is asked for: what it would be made from, and the key that follows."""
 
     key: str
+    base_key: str  # without the stage's length
     parents: Mapping[str, str]
     settings: Mapping[str, Any]
     data_hash: str
@@ -167,10 +196,16 @@ def _wanted(context: Context, stage: Stage, data_hash: str) -> _Wanted:
     settings = stage_settings(context.config, stage.sections)
     parents = {name: context.finished[name].key for name in stage.parents}
     key = artefact_key(stage=stage.name, settings=settings, data_hash=data_hash, parents=parents)
-    return _Wanted(key, parents, settings, data_hash)
+    base = {**settings}
+    if stage.length:
+        section, _, name = stage.length.partition(".")
+        base[section] = {field: value for field, value in settings[section].items() if field != name}
+    base_key = artefact_key(stage=stage.name, settings=base, data_hash=data_hash, parents=parents)
+    return _Wanted(key, base_key, parents, settings, data_hash)
 
 
-async def _run_stage(context: Context, stage: Stage, data_hash: str, title: str) -> None:
+async def run_stage(context: Context, stage: Stage, data_hash: str, title: str) -> None:
+    """Run a stage, unless its result is there and unchanged. ``data_hash`` is the task's fingerprint."""
     wanted, left = _wanted(context, stage, data_hash), context.store.read(stage.name)
     if left is not None and left.key == wanted.key:
         context.finished[stage.name] = left
@@ -178,14 +213,16 @@ async def _run_stage(context: Context, stage: Stage, data_hash: str, title: str)
         return
     print(f"{title}: {context.directory(stage.name)}", flush=True)
     if left is not None:
-        print(f"      replaces an earlier result ({_why(left, wanted)})", flush=True)
-    earlier = context.store.begin(stage.name, wanted.key)
+        does = "goes on from" if context.store.base_key(stage.name) == wanted.base_key else "replaces"
+        print(f"      {does} an earlier result ({_why(left, wanted)})", flush=True)
+    context.board.note(phase=stage.name, step=0)
+    earlier = context.store.begin(stage.name, wanted.key, wanted.base_key)
     begun = time.perf_counter()
     try:
         results = await stage.run(context)
     finally:
         seconds = earlier + time.perf_counter() - begun
-        context.store.note_seconds(stage.name, wanted.key, seconds)
+        context.store.note_seconds(stage.name, wanted.key, seconds, wanted.base_key)
     artefact = Artefact(
         stage=stage.name,
         key=wanted.key,
@@ -198,6 +235,7 @@ async def _run_stage(context: Context, stage: Stage, data_hash: str, title: str)
         results=results,
     )
     context.store.finish(artefact)
+    forget_fit_states(context.directory(stage.name))
     context.finished[stage.name] = artefact
     print(f"      done in {seconds:.0f} s: {_headline(results)}", flush=True)
 

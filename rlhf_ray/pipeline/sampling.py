@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_ray.driver import request_seed
 from rlhf_ray.metrics.progress import ProgressReport
 from rlhf_ray.pipeline.context import Scope
 from rlhf_ray.records import GenerationRequest, Prompt, Rollout, SamplingSettings, Score
 from rlhf_ray.roles import Generator, RewardModel, RolloutShard
+from rlhf_ray.seeds import request_seeds
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,11 @@ class FetchedShard:
 
 def requests_for(prompts: Sequence[Prompt], *, samples: int, seed: int, purpose: int) -> list[GenerationRequest]:
     """``samples`` requests a prompt. ``purpose`` keeps the seeds of different uses apart."""
+    wanted = [(prompt, sample, prompt.order * samples + sample) for prompt in prompts for sample in range(samples)]
+    seeds = request_seeds(seed, -purpose % 2**31, [order for _, _, order in wanted])
     return [
-        GenerationRequest(
-            rollout_id=f"{prompt.prompt_id}/{sample}",
-            prompt_id=prompt.prompt_id,
-            order=prompt.order * samples + sample,
-            prompt_ids=prompt.token_ids,
-            seed=request_seed(seed, -purpose % 2**31, prompt.order * samples + sample),
-        )
-        for prompt in prompts
-        for sample in range(samples)
+        GenerationRequest(f"{prompt.prompt_id}/{sample}", prompt.prompt_id, order, prompt.token_ids, own)
+        for (prompt, sample, order), own in zip(wanted, seeds, strict=True)
     ]
 
 

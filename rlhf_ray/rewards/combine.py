@@ -40,7 +40,8 @@ def _score(grades: Mapping[str, Graded], weights: Mapping[str, float], length: i
         for index, value in graded.step_rewards:
             steps[index] = steps.get(index, 0.0) + weights[name] * value
     total = sum(weights[name] * part for name, part in parts.items())
-    return Score(total, parts, step_rewards=tuple(sorted(steps.items())))
+    inner = {f"{name}.{part}": value for name, graded in grades.items() for part, value in graded.parts.items()}
+    return Score(total, {**parts, **inner}, step_rewards=tuple(sorted(steps.items())))
 
 
 def why_failed(graded: Graded, length: int) -> str:

@@ -1,4 +1,4 @@
-"""A service that scores: responses go out as JSON and scores come back, with retries that stay polite.
+"""A service that scores: responses go out as JSON and scores come back.
 
 POST {"prompts": ["..."], "responses": ["..."], "facts": [{...}]}, with "arguments" where the source has some and
 "tokens": [["..."]], each response's one by one, where it wants them
@@ -8,44 +8,15 @@ answers {"scores": [0.5, null]}, optionally with "step_rewards": [[[3, 0.1]], []
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
-
-from rlhf_ray.config.rewards import LONGEST_WAIT_S
-from rlhf_ray.errors import RlhfError
 from rlhf_ray.records import Graded
+from rlhf_ray.rewards.service import Service, ServiceError
 from rlhf_ray.rewards.texts import ResponseText, WrongShapeError, read_answer, with_steps
 
-FIRST_WAIT_S = 0.5
-WORTH_ANOTHER_TRY = frozenset({408, 429, *range(500, 600)})
 REFUSES_EMPTY_LISTS = frozenset({400, 422})
-LONGEST_ANSWER_BYTES = 2**26
-
-
-class ServiceError(RlhfError):
-    """A request failed. ``worth_another_try`` is False where the same request would fail again."""
-
-    def __init__(self, reason: str, *, worth_another_try: bool, wait_s: float = 0.0, status: int = 0) -> None:
-        super().__init__(reason)
-        self.worth_another_try = worth_another_try
-        self.wait_s = wait_s  # as the service asks
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back in time."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class HttpReward:
@@ -64,44 +35,23 @@ class HttpReward:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.wants_tokens = wants_tokens
-        self._url = url
         self._arguments = dict(arguments)
-        self._timeout_s = timeout_s
-        self._max_retries = max_retries
-        self._random = random.Random(seed)
-        self._sleep = sleep
-        authorization = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(timeout=timeout_s, headers=authorization)
+        self._service = Service(url, timeout_s=timeout_s, max_retries=max_retries, seed=seed, token=token, sleep=sleep)
 
     def grade(self, texts: Sequence[ResponseText]) -> tuple[Graded, ...]:
         """One answer a text; where the service has none to give, all have failed, with the reason."""
         if not texts:
             return ()
         try:
-            return self._asked_again(texts)
+            return self._read(self._service.ask_again(self._body(texts)), len(texts))
         except ServiceError as error:
             return tuple(Graded(None, failed=str(error)) for _ in texts)
 
-    def _asked_again(self, texts: Sequence[ResponseText]) -> tuple[Graded, ...]:
-        for attempt in range(self._max_retries + 1):
-            try:
-                return self.ask(texts)
-            except ServiceError as error:
-                if not error.worth_another_try:
-                    raise
-                if attempt == self._max_retries:
-                    tries = f" after {attempt + 1} tries" if attempt else ""
-                    raise ServiceError(f"{error}{tries}", worth_another_try=False) from error
-                self._sleep(self._wait(attempt, error.wait_s))
-        raise AssertionError("the last attempt returns or raises")
-
-    def _wait(self, attempt: int, asked_s: float) -> float:
-        """Twice as long after each failure, half of it by chance; as long as the service asks, within bounds."""
-        backoff = FIRST_WAIT_S * 2.0**attempt * (0.5 + 0.5 * self._random.random())
-        return float(min(max(backoff, asked_s), LONGEST_WAIT_S))
-
     def ask(self, texts: Sequence[ResponseText]) -> tuple[Graded, ...]:
         """One request. Raises ServiceError."""
+        return self._read(self._service.ask(self._body(texts)), len(texts))
+
+    def _body(self, texts: Sequence[ResponseText]) -> dict[str, Any]:
         body: dict[str, Any] = {
             "prompts": [text.prompt.text for text in texts],
             "responses": [text.response for text in texts],
@@ -111,44 +61,16 @@ class HttpReward:
             body["tokens"] = [list(text.tokens) for text in texts]
         if self._arguments:
             body["arguments"] = self._arguments
-        answer = self._post(json.dumps(body).encode())
-        if answer.status != 200:
-            raise ServiceError(
-                f"{self._url} answers {answer.status}{_excerpt(answer.body)}",
-                worth_another_try=answer.status in WORTH_ANOTHER_TRY,
-                wait_s=retry_after_s(answer.headers),
-                status=answer.status,
-            )
-        try:
-            return read_scores(answer.body, len(texts))
-        except WrongShapeError as error:
-            raise ServiceError(f"{self._url} {error}", worth_another_try=False) from error
+        return body
 
-    def _post(self, body: bytes) -> Answer:
-        """Send, and read the whole answer, within ``timeout_s``: the library's own limit is for each pause."""
-        deadline = time.monotonic() + self._timeout_s
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    def _read(self, body: bytes, expected: int) -> tuple[Graded, ...]:
         try:
-            with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-                received = bytearray()
-                for part in response.iter_bytes():
-                    received += part
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("the whole answer took too long")
-                    if len(received) > LONGEST_ANSWER_BYTES:
-                        raise ServiceError(
-                            f"{self._url} answers more than {LONGEST_ANSWER_BYTES} bytes", worth_another_try=False
-                        )
-                return Answer(response.status_code, response.headers, bytes(received))
-        except httpx.TimeoutException as error:
-            raise ServiceError(
-                f"{self._url} does not answer within {self._timeout_s:g} s", worth_another_try=True
-            ) from error
-        except httpx.HTTPError as error:
-            raise ServiceError(f"{self._url} cannot be reached: {error}", worth_another_try=True) from error
+            return read_scores(body, expected)
+        except WrongShapeError as error:
+            raise ServiceError(f"{self._service.url} {error}", worth_another_try=False) from error
 
     def close(self) -> None:
-        self._client.close()
+        self._service.close()
 
 
 def require_service(url: str, *, arguments: Mapping[str, Any], timeout_s: float, token: str = "") -> None:
@@ -181,19 +103,3 @@ def read_scores(body: bytes, expected: int) -> tuple[Graded, ...]:
     if not isinstance(steps, list) or len(steps) != expected or not all(isinstance(row, list) for row in steps):
         raise WrongShapeError(f'answers "step_rewards" that are no list of {expected} lists')
     return tuple(with_steps(one.score, row, failed=one.failed) for one, row in zip(graded, steps, strict=True))
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float:
-    """The pause that the service asks for: a number of seconds, or a date (RFC 9110, section 10.2.3); 0 for none."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value[:9])
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[:200].decode(errors="replace").split())
-    return f": {text}" if text else ""

@@ -35,6 +35,8 @@ from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
+from rlhf_ray.stages.probe import text_logprobs
+from rlhf_ray.stages.resumable import Resumable
 from rlhf_ray.stages.work import FlatPairs, PreferenceWork, ReferencedRanking, flat_pairs
 
 
@@ -61,10 +63,11 @@ class DpoSpec:
         return DpoLearner(engine, self.dpo)
 
 
-class DpoLearner:
+class DpoLearner(Resumable):
     """One rank of the trainer."""
 
     def __init__(self, policy: TrainingEngine, config: DpoConfig) -> None:
+        super().__init__(policy)
         self.policy = policy
         self.config = config
 
@@ -126,6 +129,10 @@ class DpoLearner:
         metrics.add(f"{prefix}kto_baseline", baseline, 1)
         return baseline
 
+    def probe(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens 1, 2, ... of a text at temperature 1; every rank must call it."""
+        return text_logprobs(self.policy, token_ids)
+
     def save(self, directory: str) -> None:
         """Write the policy as a Hugging Face checkpoint; every rank must call it."""
         self.policy.save_pretrained(Path(directory))
@@ -149,19 +156,27 @@ def preference_loss(
     likelihood = chosen_likelihood_loss(
         policy_chosen=chosen, chosen_lengths=of_tokens["chosen_lengths"], weights=weights
     )
-    beta = config.beta
+    beta, probabilities = config.beta, torch.tensor(pairs.probabilities, device=policy.device)
     if config.loss == "orpo":
         return with_term(likelihood, term=odds_ratio_loss(**alone), coef=beta)
     if config.loss == "simpo":
         loss = simpo_loss(**alone, beta=beta, gamma=config.simpo_margin)
     elif config.loss == "ipo":
-        loss = ipo_loss(**ratios, **(of_tokens if config.length_normalised else {}), tau=beta)
+        loss = ipo_loss(
+            **ratios, **(of_tokens if config.length_normalised else {}), tau=beta, probabilities=probabilities
+        )
     elif config.loss == "hinge":
         loss = hinge_loss(**ratios, beta=beta)
     elif config.loss == "robust":
         loss = robust_dpo_loss(**ratios, beta=beta, flip_rate=config.label_smoothing)
     else:
-        loss = dpo_loss(**ratios, beta=beta, label_smoothing=config.label_smoothing)
+        loss = dpo_loss(
+            **ratios,
+            beta=beta,
+            label_smoothing=config.label_smoothing,
+            margins=config.margin * torch.tensor(pairs.gaps, device=policy.device),
+            probabilities=probabilities,
+        )
     return with_term(loss, term=likelihood, coef=config.likelihood_coef)
 
 

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf_ray.algo.kl import KLLossEstimator, kl_loss_terms
 from rlhf_ray.algo.losses import LossSums, aggregation_total, language_modelling_loss, value_loss
 from rlhf_ray.algo.masked import masked_sum
-from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss
+from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss, response_loss
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.training import TrainingConfig
-from rlhf_ray.data.collate import TokenSequence, collate
+from rlhf_ray.data.collate import collate
 from rlhf_ray.engines.models import DTYPES, PolicyModule, ValueModule, load_causal, load_scalar
+from rlhf_ray.engines.randomness import load_random_state, save_random_state
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.errors import ContractError, NumericsError
@@ -39,9 +39,15 @@ from rlhf_ray.stages.ppo_advantages import Minibatches, with_advantages
 from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, Row, rows_of
 from rlhf_ray.stages.ppo_failure import Attempt, Findings, largest, not_finite, read_attempt, write_attempt
 from rlhf_ray.stages.ppo_plan import PpoMinibatch, PpoWork
+from rlhf_ray.stages.probe import text_logprobs
 from rlhf_ray.stages.work import SequenceWork
 
-SURROGATES: Mapping[str, Callable[..., LossSums]] = {"clip": policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
+SURROGATES: Mapping[str, Callable[..., LossSums]] = {
+    "clip": policy_loss,
+    "response": response_loss,
+    "gspo": gspo_loss,
+    "cispo": cispo_loss,
+}
 LOGGED = {
     "clip_fraction": "ppo/clip_fraction",
     "approx_kl_k3": "ppo/approx_kl",
@@ -295,12 +301,7 @@ class PpoLearner:
 
     def probe(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of tokens 1, 2, ... of a text at temperature 1; every rank must call it."""
-        mask = np.ones(len(token_ids), dtype=np.bool_)
-        mask[0] = False
-        batch = collate([TokenSequence(np.array(token_ids, dtype=np.int32), mask)]).to(self.device)
-        with self.policy.inference():
-            logprobs = self.policy.forward(batch)[0]
-        return [float(value) for value in logprobs[0, 1:]]
+        return text_logprobs(self.policy, token_ids)
 
     # -------------------------------------------------------------------------------------------------------- failures
     def keep_failure(self, directory: str) -> str:
@@ -343,16 +344,18 @@ class PpoLearner:
         self.policy.save_pretrained(Path(directory))
 
     def save_state(self, directory: str, tag: str) -> None:
-        """Write the engines' parameters and optimizers; every rank must call it."""
+        """Write the engines' parameters and optimizers, and this rank's random states; every rank must call it."""
         self.policy.save_state(Path(directory) / "policy", tag)
         if self.critic is not None:
             self.critic.save_state(Path(directory) / "critic", tag)
+        save_random_state(Path(directory) / "random", self.policy.info.rank)
 
     def load_state(self, directory: str, tag: str) -> None:
-        """Restore what :meth:`save_state` wrote."""
+        """Restore what :meth:`save_state` wrote, whatever the number of ranks and the ZeRO stage were."""
         self.policy.load_state(Path(directory) / "policy", tag)
         if self.critic is not None:
             self.critic.load_state(Path(directory) / "critic", tag)
+        load_random_state(Path(directory) / "random", self.policy.info.rank)
 
 
 def _log_loss(metrics: MetricSums, name: str, loss: LossSums, others: Mapping[str, str]) -> None:

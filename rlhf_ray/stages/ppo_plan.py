@@ -70,8 +70,9 @@ def plan_ppo(
     Minibatches are drawn from the whole step first, so that their composition does not depend on the number of ranks.
     ``ptx[m][r]`` is rank r's share of the demonstrations in minibatch m; ``baselines`` are shaped scores by prompt.
     """
+    lengths = tuple(s.response_length for s in summaries)
     plan = plan_minibatches(
-        lengths=[s.length for s in summaries],
+        lengths=[s.prompt_length + length for s, length in zip(summaries, lengths, strict=True)],
         num_minibatches=config.num_minibatches,
         num_ranks=num_ranks,
         max_tokens=max_tokens,
@@ -80,12 +81,15 @@ def plan_ppo(
     generator = np.random.default_rng([seed, step])
     epochs = [generator.permutation(config.num_minibatches).tolist() for _ in range(config.num_epochs)]
     groups = group_numbers(summaries)
-    shaped = dict(zip((s.order for s in summaries), shaped_scores(summaries, scores, config, groups), strict=True))
-    prompts = {s.order: s.prompt_id for s in summaries}
+    orders = [s.order for s in summaries]
+    shaped = dict(zip(orders, shaped_scores(summaries, scores, config, groups), strict=True))
+    prompts = {s.order: s.prompt_id for s in summaries} if baselines else {}
+    positions = {order: place for place, order in enumerate(orders)}
+    sizes = [_size(minibatch, lengths) for minibatch in plan.minibatches]
     works = []
     for rank in range(num_ranks):
         minibatches = tuple(
-            _rank_share(minibatch, rank, summaries, ptx[index][rank] if ptx else None)
+            _rank_share(minibatch, rank, orders, sizes[index], ptx[index][rank] if ptx else None)
             for index, minibatch in enumerate(plan.minibatches)
         )
         own = [order for minibatch in minibatches for micro in minibatch.micro_batches for order in micro]
@@ -96,9 +100,9 @@ def plan_ppo(
                 train_policy=step > config.critic_warmup_steps,
                 minibatches=minibatches,
                 epochs=tuple(tuple(epoch) for epoch in epochs),
-                positions={s.order: place for place, s in enumerate(summaries)},
+                positions=positions,
                 groups=groups,
-                lengths=tuple(s.response_length for s in summaries),
+                lengths=lengths,
                 scores={order: shaped[order] for order in own},
                 baselines={order: baselines[prompts[order]] for order in own} if baselines else {},
                 step_rewards={order: step_rewards[order] for order in own if order in step_rewards}
@@ -136,7 +140,8 @@ def shaped_scores(
         )
     if config.advantages == "reinforce_pp_baseline" and len(groups):
         shaped = group_centred(totals=shaped, groups=torch.tensor(groups))
-    return [float(score) for score in shaped]
+    found: list[float] = shaped.tolist()
+    return found
 
 
 def with_sample_size(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -147,13 +152,23 @@ def with_sample_size(metrics: Mapping[str, float]) -> dict[str, float]:
     return {**rest, "ppo/effective_sample_size": size}
 
 
+def _size(minibatch: MinibatchPlan, lengths: Sequence[int]) -> tuple[int, int]:
+    """A minibatch's sampled tokens, and its responses of at least one token, on all ranks."""
+    own = [lengths[row] for rank in minibatch.ranks for rows in rank.micro_batches for row in rows]
+    return sum(own), sum(length > 0 for length in own)
+
+
 def _rank_share(
-    minibatch: MinibatchPlan, rank: int, summaries: Sequence[RolloutSummary], ptx: SequenceWork | None
+    minibatch: MinibatchPlan,
+    rank: int,
+    orders: Sequence[int],
+    size: tuple[int, int],
+    ptx: SequenceWork | None,
 ) -> PpoMinibatch:
     own = minibatch.ranks[rank].micro_batches
     return PpoMinibatch(
-        micro_batches=tuple(tuple(summaries[row].order for row in rows) for rows in own),
-        num_tokens=sum(summaries[row].response_length for row in minibatch.rows),
-        num_sequences=sum(summaries[row].response_length > 0 for row in minibatch.rows),
+        micro_batches=tuple(tuple(map(orders.__getitem__, rows)) for rows in own),
+        num_tokens=size[0],
+        num_sequences=size[1],
         ptx=ptx,
     )

@@ -2,15 +2,19 @@
 
     loss = - log sigmoid(r_winner - r_loser), averaged over the pairs of a ranking, then over the rankings of the batch
 
+A soft label has the mean of that loss over who wins. With several heads, one an axis, a ranking of an axis compares
+that head's scores, and a ranking of the whole their weighted sum.
+
 All K choose 2 pairs of a ranking share one batch element, so each response passes through the network once
 (InstructGPT, section 3.5). The score is read at the last token of the response.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +26,9 @@ from rlhf_ray.engines.models import DTYPES, RewardModule, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
-from rlhf_ray.stages.work import RankingWork, TokenizedRanking, flat_pairs
+from rlhf_ray.rewards.heads import ONE_HEAD, Heads
+from rlhf_ray.stages.resumable import Resumable
+from rlhf_ray.stages.work import RankingWork, RawScores, TokenizedRanking, flat_pairs
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,19 @@ class RewardModelSpec:
     centering: float
     margin: float
     num_steps: int
+    heads: Heads = ONE_HEAD
+    head_seed: int | None = None  # of new heads; None: they begin at 0
 
     def build(self, info: RankInfo) -> RewardModelLearner:
         with sharded_loading(self.training):
-            network = load_scalar(self.model_path, self.model, DTYPES[self.training.dtype], self.training.lora)
+            network = load_scalar(
+                self.model_path,
+                self.model,
+                DTYPES[self.training.dtype],
+                self.training.lora,
+                num_heads=self.heads.num_heads,
+                head_seed=self.head_seed,
+            )
         engine = TrainingEngine(
             module=RewardModule(network),
             info=info,
@@ -47,14 +62,16 @@ class RewardModelSpec:
             optimizer=self.optimizer,
             num_steps=self.num_steps,
         )
-        return RewardModelLearner(engine, centering=self.centering, margin=self.margin)
+        return RewardModelLearner(engine, heads=self.heads, centering=self.centering, margin=self.margin)
 
 
-class RewardModelLearner:
+class RewardModelLearner(Resumable):
     """One rank of the reward model's trainer."""
 
-    def __init__(self, reward_model: TrainingEngine, *, centering: float, margin: float) -> None:
+    def __init__(self, reward_model: TrainingEngine, *, heads: Heads, centering: float, margin: float) -> None:
+        super().__init__(reward_model)
         self.reward_model = reward_model
+        self.heads = heads
         self.centering = centering
         self.margin = margin
 
@@ -74,6 +91,7 @@ class RewardModelLearner:
             chosen_scores=scores[pairs.winners],
             rejected_scores=scores[pairs.losers],
             margins=self.margin * torch.tensor(pairs.gaps, device=scores.device),
+            probabilities=torch.tensor(pairs.probabilities, device=scores.device),
             centering=self.centering,
             weights=torch.tensor(pairs.weights, device=scores.device),
         )
@@ -84,21 +102,30 @@ class RewardModelLearner:
             metrics.add(f"reward_model/{name}", float(total), float(weight))
 
     def _scores(self, rankings: Sequence[TokenizedRanking]) -> torch.Tensor:
+        """The scores [B] that the rankings compare: of their axis, or of the whole."""
+        raw = self._raw_scores(rankings)
+        mixes = [self.heads.mix(ranking.axis) for ranking in rankings for _ in ranking.sequences]
+        # A rank without rankings still runs the same backward: one row of which nothing counts.
+        mixes = mixes or [self.heads.weights]
+        return (raw * torch.tensor(mixes, dtype=raw.dtype, device=raw.device)).sum(dim=1)
+
+    def _raw_scores(self, rankings: Sequence[TokenizedRanking]) -> torch.Tensor:
+        """What every head says of every response: [B, H]."""
         rows = [sequence for ranking in rankings for sequence in ranking.sequences]
         scores: torch.Tensor = self.reward_model.forward(collate(rows).to(self.reward_model.info.torch_device))
         return scores
 
-    def score(self, work: RankingWork) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """Score every response of this rank's rankings: (index of the ranking, its K raw scores)."""
-        results: list[tuple[int, tuple[float, ...]]] = []
+    def score(self, work: RankingWork) -> tuple[tuple[int, RawScores], ...]:
+        """Score every response of this rank's rankings: (index of the ranking, its K raw scores of each head)."""
+        results: list[tuple[int, RawScores]] = []
         with self.reward_model.inference():
             for rankings in work.micro_batches:
-                scores = iter(self._scores(rankings).tolist())
-                results.extend((r.index, tuple(next(scores) for _ in r.sequences)) for r in rankings)
+                scores = iter(self._raw_scores(rankings).tolist())
+                results.extend((r.index, tuple(tuple(next(scores)) for _ in r.sequences)) for r in rankings)
         return tuple(results)
 
-    def save(self, directory: str, score_mean: float, score_std: float) -> None:
-        """Write a one-label sequence classifier whose config holds the normalisation of its scores."""
-        network = self.reward_model.module.model
-        network.config.score_mean, network.config.score_std = score_mean, score_std
+    def save(self, directory: str, settings: Mapping[str, Any]) -> None:
+        """Write a sequence classifier with a label a head; ``settings`` of its heads go into its configuration."""
+        for name, value in settings.items():
+            setattr(self.reward_model.module.model.config, name, value)
         self.reward_model.save_pretrained(Path(directory))

@@ -17,6 +17,7 @@ from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
 from rlhf_ray.metrics.sums import MetricSums
+from rlhf_ray.stages.resumable import Resumable
 from rlhf_ray.stages.work import SequenceWork
 
 
@@ -44,10 +45,11 @@ class SftSpec:
         )
 
 
-class SftLearner:
+class SftLearner(Resumable):
     """One rank of the SFT trainer."""
 
     def __init__(self, policy: TrainingEngine) -> None:
+        super().__init__(policy)
         self.policy = policy
 
     def update(self, work: SequenceWork) -> MetricSums:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from rlhf_ray.data.batching import plan_minibatches
 from rlhf_ray.data.collate import TokenSequence, response_sequence
 from rlhf_ray.errors import DataError
+
+RawScores: TypeAlias = tuple[tuple[float, ...], ...]  # of K responses what each of H heads says
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,10 @@ class TokenizedRanking:
 
     index: int  # place in the caller's list
     sequences: tuple[TokenSequence, ...]
-    pairs: tuple[tuple[int, int], ...]  # (winner, loser)
+    pairs: tuple[tuple[int, int], ...]  # (winner, loser); of a soft label the likelier winner first
     gaps: tuple[float, ...]  # ranks between winner and loser, one a pair
+    probabilities: tuple[float, ...] = ()  # that the winner is the better, one a pair; none at all: all are certain
+    axis: str = ""  # what was compared; empty: the whole
 
     @property
     def ahead(self) -> tuple[int, ...]:
@@ -77,19 +82,51 @@ class FlatPairs:
     losers: list[int]
     weights: list[float]
     gaps: list[float]
+    probabilities: list[float]  # that the winner is the better
 
 
 def flat_pairs(rankings: Sequence[TokenizedRanking]) -> FlatPairs:
     """All pairs of ``rankings``."""
-    found, offset = FlatPairs([], [], [], []), 0
+    found, offset = FlatPairs([], [], [], [], []), 0
     for ranking in rankings:
-        for (winner, loser), gap in zip(ranking.pairs, ranking.gaps, strict=True):
+        probabilities = ranking.probabilities or (1.0,) * len(ranking.pairs)
+        for (winner, loser), gap, probability in zip(ranking.pairs, ranking.gaps, probabilities, strict=True):
             found.winners.append(offset + winner)
             found.losers.append(offset + loser)
             found.weights.append(1.0 / len(ranking.pairs))
             found.gaps.append(gap)
+            found.probabilities.append(probability)
         offset += len(ranking.sequences)
     return found
+
+
+# ------------------------------------------------------------------------------------------------------ labelled steps
+@dataclass(frozen=True)
+class LabelledSteps:
+    """A whole sequence (prompt and response) of which the last token of every step counts, and a label for each."""
+
+    index: int  # place in the caller's list
+    sequence: TokenSequence
+    labels: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One rank's share of a batch of labelled responses, and how many steps all ranks share."""
+
+    micro_batches: tuple[tuple[LabelledSteps, ...], ...]
+    num_steps: int
+
+
+def plan_steps(responses: Sequence[LabelledSteps], *, num_ranks: int, max_tokens: int) -> tuple[StepWork, ...]:
+    """Split one batch over ranks, balanced by tokens, each share cut into micro-batches."""
+    lengths = [len(response.sequence) for response in responses]
+    plan = plan_minibatches(lengths=lengths, num_minibatches=1, num_ranks=num_ranks, max_tokens=max_tokens, seed=0)
+    num_steps = sum(len(response.labels) for response in responses)
+    return tuple(
+        StepWork(tuple(tuple(responses[i] for i in rows) for rows in rank.micro_batches), num_steps)
+        for rank in plan.minibatches[0].ranks
+    )
 
 
 # --------------------------------------------------------------------------------------------- rankings and a reference

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Any
+
+from ray.exceptions import RayActorError
+
+from actors.replicas import Replicas
+from rlhf_ray.supervision.budget import RestartBudget, RestartLimit
 
 
 class FakeMethod:
@@ -37,3 +43,21 @@ class FakeHandle:
 
 async def _item(whole: Awaitable[Any], index: int) -> Any:
     return (await whole)[index]
+
+
+def replicas_of(*servers: Any, max_restarts: int = 3, max_deaths_per_batch: int = 2, **others: Any) -> Replicas:
+    """Servers that are never started again, unless ``replace`` says how."""
+
+    async def refuse(place: int, reason: str) -> Any:
+        raise AssertionError(f"server {place} is started again: {reason}")
+
+    limit = RestartLimit(max_restarts, window_s=60.0, backoff_s=0.0)
+    budget = RestartBudget(infrastructure=limit, data=limit, clock=time.monotonic)
+    settings = {"replace": refuse, "budget": budget, "timeout_s": 5.0, **others}
+    handles = [FakeHandle(server) for server in servers]
+    return Replicas("server", handles, max_deaths_per_batch=max_deaths_per_batch, **settings)
+
+
+def died() -> Exception:
+    """What Ray raises of an actor whose process is gone."""
+    return RayActorError()

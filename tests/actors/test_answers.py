@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import ActorDiedError as RayActorDiedError
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from actors.answers import ActorDiedError, ActorTimeoutError, answer, answers
-from rlhf_ray.errors import ConfigError, RlhfError
+from actors.answers import ActorDiedError, ActorFailedError, ActorTimeoutError, answer, answers
+from rlhf_ray.errors import BlockLostError, ConfigError, RlhfError
 
 
 def failing(error: BaseException) -> asyncio.Future[Any]:
@@ -56,12 +56,15 @@ async def test_our_own_errors_come_back_as_themselves() -> None:
 async def test_any_other_error_names_the_actor_and_keeps_its_traceback(cause: Exception) -> None:
     with pytest.raises(RlhfError, match=r"(?s)^trainer rank 1 failed in 'update': .*in the actor") as caught:
         await answer(failing(raised_in_an_actor(cause)), who="trainer rank 1", verb="update", timeout_s=5)
-    assert type(caught.value) is RlhfError
+    assert type(caught.value) is ActorFailedError
 
 
-async def test_a_lost_object_names_who_was_asked() -> None:
-    with pytest.raises(RlhfError, match=r"^object store 0 failed in 'fetch'"):
-        await answer(failing(ObjectLostError("00" * 28, None, "")), who="object store 0", verb="fetch", timeout_s=5)
+@pytest.mark.parametrize("where", ["the reference itself", "what the actor was given"])
+async def test_a_lost_object_is_no_fault_of_the_actor_and_names_who_was_asked(where: str) -> None:
+    lost = ObjectLostError("00" * 28, None, "")
+    raised = lost if where == "the reference itself" else raised_in_an_actor(lost)
+    with pytest.raises(BlockLostError, match=r"^reference 0\b.*'logprobs'"):
+        await answer(failing(raised), who="reference 0", verb="logprobs", timeout_s=5)
 
 
 async def test_answers_come_back_in_the_order_of_the_members() -> None:

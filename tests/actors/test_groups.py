@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.generators import GeneratorGroup
 from actors.groups import (
     CombinedRewards,
-    GeneratorGroup,
     PpoTrainerGroup,
     ReferenceGroup,
     RewardSourceGroup,
@@ -25,7 +25,7 @@ from rlhf_ray.errors import RlhfError
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import GenerationRequest, Graded, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import RolloutShard, ScoredShard
-from tests.actors.fakes import FakeHandle
+from tests.actors.fakes import FakeHandle, replicas_of
 
 SETTINGS = SamplingSettings()
 
@@ -63,6 +63,26 @@ class Engine:
         if self.fails_at in orders:
             raise RlhfError("out of memory")
         return f"rollouts {orders[0]}", tuple(summary(order) for order in orders)
+
+
+class Certain:
+    """Says of every token that its log-probability is minus the prompt's first token, minus its own number."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def next_token_logprobs(self, prompts: Sequence[Any], token_ids: Sequence[int]) -> list[list[float]]:
+        self.asked += [int(prompt[0]) for prompt in prompts]
+        return [[-float(prompt[0]) - token / 10 for token in token_ids] for prompt in prompts]
+
+
+async def test_next_tokens_are_asked_of_all_engines_and_come_back_in_the_prompts_order() -> None:
+    engines = [Certain(), Certain()]
+    group = GeneratorGroup([FakeHandle(engine) for engine in engines], shard_size=2, max_running=9, timeout_s=5)
+    prompts = [np.array([number, 7], dtype=np.int32) for number in range(5)]
+    found = await group.next_token_logprobs(prompts, (3, 4))
+    assert found == [pytest.approx([-number - 0.3, -number - 0.4]) for number in range(5)]
+    assert [engine.asked for engine in engines] == [[0, 2, 4], [1, 3]]
 
 
 def group_of(engines: Sequence[Engine], *, shard_size: int, max_running: int = 1000) -> GeneratorGroup:
@@ -239,17 +259,17 @@ class Server:
             raise RlhfError("a NaN score")
         return (Graded(float(self.number)),)
 
-    def logprobs(self, rollouts: str) -> str:
-        return f"{self.number} {rollouts}"
+    def logprobs(self, rollouts: str) -> tuple[str, int]:
+        return f"{self.number} {rollouts}", 1
 
 
-def source_of(*servers: Any, name: str = "reward source a") -> RewardSourceGroup:
-    return RewardSourceGroup(name, [FakeHandle(server) for server in servers], timeout_s=5)
+def source_of(*servers: Any) -> RewardSourceGroup:
+    return RewardSourceGroup(replicas_of(*servers))
 
 
 async def test_replicas_take_turns() -> None:
-    handles = [FakeHandle(Server(number)) for number in range(3)]
-    rewards, references = RewardSourceGroup("a", handles, timeout_s=5), ReferenceGroup(handles, timeout_s=5)
+    servers = [Server(number) for number in range(3)]
+    rewards, references = source_of(*servers), ReferenceGroup(replicas_of(*servers))
     shard = RolloutShard((summary(0),), "block")
     scores = [(await rewards.grade(shard))[0].score for _ in range(6)]
     assert {*scores[:3]} == {*scores[3:]} == {0.0, 1.0, 2.0}

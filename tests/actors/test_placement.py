@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from actors.placement import Bundle, Node, assign, bundles, nodes_from_ray, total
+from actors.placement import Bundle, Node, assign, bundles, least_taken, nodes_from_ray, total
 from rlhf_ray.errors import PlacementError
 
 LAPTOP = (Node("laptop", 4.0, 0.0),)
@@ -88,3 +90,43 @@ def test_dead_nodes_do_not_count() -> None:
         {"Alive": True, "NodeManagerAddress": "10.0.0.3", "Resources": {}},
     ]
     assert nodes_from_ray(rows) == (Node("10.0.0.1", 8.0, 2.0), Node("10.0.0.3", 0.0, 0.0))
+
+
+def test_a_bundle_of_a_group_goes_to_a_node_of_that_group_alone() -> None:
+    nodes = (Node("a", 8.0, 0.0, frozenset({"generator"})), Node("b", 1.0, 0.0, frozenset({"trainer", "server"})))
+    wanted = [
+        Bundle(role, 0, 0.5, 0.0, "f", group)
+        for role, group in (("trainer", "trainer"), ("generator", "generator"), ("reference", "server"))
+    ]
+    placed = assign(wanted, nodes)
+    assert [placed[bundle] for bundle in wanted] == ["b", "a", "b"]
+    assert wanted[0].resources == {"CPU": 0.5, "trainer": 0.001}
+    assert str(wanted[2]) == "reference 0: 0.5 CPU on a server node"
+
+
+def test_room_on_nodes_of_another_group_does_not_help_and_the_error_says_so() -> None:
+    nodes = (Node("a", 8.0, 0.0, frozenset({"generator"})), Node("b", 1.0, 0.0, frozenset({"trainer"})))
+    two = [Bundle("trainer", i, 1.0, 0.0, "training.num_ranks", "trainer") for i in range(2)]
+    with pytest.raises(PlacementError) as caught:
+        assign(two, nodes)
+    assert "trainer 1: 1 CPU on a trainer node: no trainer node has room" in str(caught.value)
+    assert "a: 8 CPU, 0 GPU (generator); b: 1 CPU, 0 GPU (trainer)" in str(caught.value)
+
+
+def test_a_node_says_its_groups_with_custom_resources() -> None:
+    resources = {"CPU": 1.0, "generator": 1.0, "node:10.0.0.1": 1.0, "accelerator_type:H100": 1.0}
+    (node,) = nodes_from_ray([{"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": resources}])
+    assert node.groups == {"generator"}
+
+
+def test_an_actor_that_comes_alone_goes_where_the_fewest_of_its_role_are() -> None:
+    bundle = Bundle("generator", 0, 2.0, 1.0, "f")
+    free = [Node("a", 8.0, 4.0), Node("b", 8.0, 2.0), Node("full", 1.0, 8.0), Node("c", 4.0, 2.0)]
+    assert least_taken(bundle, free, {}) == "a"
+    assert least_taken(bundle, free, {"a": 1}) == "b"
+    assert least_taken(bundle, free, {"a": 1, "b": 1}) == "c"
+    assert least_taken(bundle, free, {"a": 1, "b": 1, "c": 1}) == "a"
+    assert least_taken(bundle, [Node("full", 1.0, 8.0)], {}) is None
+    grouped = replace(bundle, group="generator")
+    assert least_taken(grouped, free, {}) is None
+    assert least_taken(grouped, [*free, Node("own", 2.0, 1.0, frozenset({"generator"}))], {}) == "own"

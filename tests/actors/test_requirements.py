@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from actors import requirements
 from actors.placement import Bundle, total
+from rlhf_ray.config.dpo import DpoConfig, OnlineDpoConfig
 from rlhf_ray.config.generation import GenerationConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.rewards import RewardsConfig, RewardSourceConfig
@@ -59,6 +60,13 @@ def test_dpo_needs_reference_servers_before_its_ranks_and_no_rewards() -> None:
 def test_rejection_sampling_needs_engines_and_rewards_before_its_ranks() -> None:
     wanted = requirements.stages(replace(CONFIG, methods=("raft",)), "cuda")["raft"]
     assert sorted(set(roles(wanted))) == ["generator", "reward_model"]
+
+
+def test_online_dpo_needs_all_roles_at_once() -> None:
+    online = replace(CONFIG, methods=("dpo",), dpo=DpoConfig(online=OnlineDpoConfig(num_steps=1)))
+    assert sorted(set(roles(requirements.stages(online, "cuda")["dpo"]))) == [
+        *("generator", "reference", "reward_model", "trainer"),
+    ]
 
 
 def test_resources_add_up_on_gpus_and_no_gpu_is_asked_for_without_them() -> None:

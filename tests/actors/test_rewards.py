@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from actors.fleet import Fleet
 from rlhf_ray.config.model import ModelConfig, ScratchConfig
 from rlhf_ray.config.ppo import PpoConfig
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.rewards import RewardsConfig, RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.serving import ServerConfig
@@ -20,6 +24,7 @@ from rlhf_ray.engines.models import build_scratch, load_scalar
 from rlhf_ray.engines.scoring import ProcessRewardEngine, RewardModelEngine
 from rlhf_ray.errors import RlhfError
 from rlhf_ray.records import Rollout
+from rlhf_ray.rewards.ensemble import member_scores
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import RolloutShard
 from tests.rewards.service import Reply, running
@@ -91,7 +96,7 @@ async def test_all_kinds_of_sources_score_one_shard_together(
             asked=RewardSourceConfig(kind="http", url=service.url),
         )
         async with Fleet(config, "cpu").scope() as scope:
-            rewards = await scope.rewards(own_model=checkpoint, tokenizer=checkpoint, prompts=PROMPTS)
+            rewards = await scope.rewards(own_models=[checkpoint], tokenizer=checkpoint, prompts=PROMPTS)
             shard = RolloutShard(tuple(rollout.summary for rollout in own), ray.put(own))
             scores, again = await asyncio.gather(rewards.score(shard), rewards.score(shard))
     assert [score.parts for score in scores] == [score.parts for score in again]
@@ -101,7 +106,7 @@ async def test_all_kinds_of_sources_score_one_shard_together(
         "facts": [{"answer": "4"}] * 3,
     }
     assert scores[1].failed == "asked: gave no score"
-    learned, steps = engine.score(own), process.grade(own)
+    learned, steps = [graded.score for graded in engine.grade(own)], process.grade(own)
     for row, right, service_says in ((0, 1.0, 1.0), (2, 0.0, 3.0)):
         assert scores[row].parts == pytest.approx(
             {"learned": learned[row], "steps": steps[row].score, "right": right, "mine": 1.0, "asked": service_says}
@@ -116,7 +121,7 @@ async def test_a_function_that_cannot_be_loaded_is_heard_as_its_actor_starts(che
     config = config_for(a=RewardSourceConfig(kind="function", function="no_such_reward"))
     async with Fleet(config, "cpu").scope() as scope:
         with pytest.raises(RlhfError, match="no built-in reward has this name"):
-            await scope.rewards(own_model="", tokenizer=checkpoint, prompts=PROMPTS)
+            await scope.rewards(own_models=[], tokenizer=checkpoint, prompts=PROMPTS)
 
 
 async def test_the_own_reward_model_alone_is_one_source(checkpoint: str, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -124,7 +129,45 @@ async def test_the_own_reward_model_alone_is_one_source(checkpoint: str, tokeniz
 
     own = rollouts(tokenizer)
     async with Fleet(config_for(), "cpu").scope() as scope:
-        rewards = await scope.rewards(own_model=checkpoint, tokenizer=checkpoint, prompts={})
+        rewards = await scope.rewards(own_models=[checkpoint], tokenizer=checkpoint, prompts={})
         scores = await rewards.score(RolloutShard(tuple(rollout.summary for rollout in own), ray.put(own)))
     assert [score.parts.keys() for score in scores] == [{"reward_model"}] * 3
     assert [score.total for score in scores] == [score.parts["reward_model"] for score in scores]
+
+
+async def test_members_of_an_ensemble_are_asked_in_one_process_and_disagreement_costs_what_the_penalty_says(
+    checkpoint: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    import ray
+
+    other = load_scalar(checkpoint, ModelConfig(), torch.float32)
+    other.score.weight.data.mul_(-0.5)
+    other.save_pretrained(tmp_path)
+    own = rollouts(tokenizer)
+    paths = [checkpoint, str(tmp_path)]
+    engines = [RewardModelEngine(path=path, model=ModelConfig(), config=ServerConfig(), device="cpu") for path in paths]
+    members = [[graded.score for graded in engine.grade(own)] for engine in engines]
+    config = replace(
+        config_for(), reward_model=RewardModelConfig(ensemble=2), rewards=RewardsConfig(uncertainty_penalty=0.5)
+    )
+    async with Fleet(config, "cpu").scope() as scope:
+        rewards = await scope.rewards(own_models=paths, tokenizer=checkpoint, prompts={})
+        scores = await rewards.score(RolloutShard(tuple(rollout.summary for rollout in own), ray.put(own)))
+    for score, *said in zip(scores, *members, strict=True):
+        assert score.total == pytest.approx(fmean(said) - 0.5 * stdev(said), abs=1e-5)
+        assert score.parts["reward_model.std"] == pytest.approx(stdev(said), abs=1e-5)
+        assert member_scores(score, "reward_model") == pytest.approx(said, abs=1e-5)
+
+
+async def test_a_process_reward_model_of_the_run_s_own_is_read_after_every_step(
+    checkpoint: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    import ray
+
+    own = rollouts(tokenizer)
+    process = RewardModelConfig(kind="process", step_labels="steps.jsonl")
+    async with Fleet(replace(config_for(), reward_model=process), "cpu").scope() as scope:
+        rewards = await scope.rewards(own_models=[checkpoint], tokenizer=checkpoint, prompts={})
+        scores = await rewards.score(RolloutShard(tuple(rollout.summary for rollout in own), ray.put(own)))
+    assert [index for index, _ in scores[2].step_rewards] == [3, 7]
+    assert scores[0].step_rewards == ()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from actors.answers import ActorDiedError
+from actors.generators import GeneratorGroup
+from actors.groups import TrainerGroup
+from actors.lasting import LastingFit
+from actors.membership import Started
 from actors.weight_sync import FleetWeightSync
+from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.errors import WeightSyncError
+from rlhf_ray.supervision.budget import RestartBudget, RestartLimit
+from rlhf_ray.supervision.journal import Journal
 from tests.actors.fakes import FakeHandle
 
 BUCKETS = 2
@@ -18,6 +27,7 @@ BUCKETS = 2
 class Rank:
     def __init__(self, number: int, events: list[str]) -> None:
         self.name, self.events = f"rank {number}", events
+        self.moved = ""  # what has been learned since, for the digest
         self.logprobs = [-1.0, -2.0]
 
     def open_sync(self, backend: str, dtype: str, bucket_bytes: int) -> tuple[int, int]:
@@ -45,7 +55,7 @@ class Rank:
         self.events.append(f"{self.name} release {index}")
 
     def sync_digest(self, version: int) -> str:
-        return f"digest of {version}"
+        return f"digest of {version}{self.moved}"
 
     def probe(self, token_ids: Sequence[int]) -> list[float]:
         return self.logprobs
@@ -57,42 +67,80 @@ class Engine:
         self.logprobs = [-1.0, -2.0]
         self.received: list[int] = []
         self.loses: int | None = None
+        self.dies_in = ""
+
+    def survive(self, verb: str) -> None:
+        if verb == self.dies_in:
+            raise ActorDiedError(self.name, f"{self.name} died in {verb!r}")
 
     def init_weight_sync(self, init_info: Mapping[str, Any]) -> None:
         self.events.append(f"{self.name} init")
 
     def begin_weight_sync(self, version: int) -> None:
+        self.survive("begin")
         self.received = []
         self.events.append(f"{self.name} begin {version}")
 
     async def receive_weights(self, update_info: Mapping[str, int]) -> None:
         await asyncio.sleep(0.001)
+        self.survive(f"receive {update_info['bucket']}")
         if update_info["bucket"] != self.loses:
             self.received.append(update_info["bucket"])
         self.events.append(f"{self.name} receive {update_info['bucket']}")
 
     def finish_weight_sync(self, version: int, expected_digest: str) -> None:
-        if (self.received, expected_digest) != (list(range(BUCKETS)), f"digest of {version}"):
+        self.survive("finish")
+        if self.received != list(range(BUCKETS)) or not expected_digest.startswith(f"digest of {version}"):
             raise WeightSyncError(f"{self.name} received other weights than were sent")
         self.events.append(f"{self.name} finish {version}")
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        self.survive("probe")
         self.events.append(f"{self.name} probe")
         return self.logprobs
+
+
+def lasting(ranks: Sequence[Rank]) -> LastingFit:
+    """The ranks as a trainer that nobody restarts."""
+
+    async def refuse(reason: str) -> None:
+        raise AssertionError(f"the trainer is started again: {reason}")
+
+    group = TrainerGroup([FakeHandle(rank) for rank in ranks], TrainingConfig(), device="cpu", timeout_s=5)
+    limit = RestartLimit(1, window_s=60.0)
+    budget = RestartBudget(infrastructure=limit, data=limit, clock=time.monotonic)
+    return LastingFit(group, restart=refuse, budget=budget, journal=Journal(1))
 
 
 class Fleet:
     def __init__(self, *, num_ranks: int = 1, num_engines: int = 1) -> None:
         self.events: list[str] = []
+        self.said: list[str] = []
         self.ranks = [Rank(number, self.events) for number in range(num_ranks)]
         self.engines = [Engine(number, self.events) for number in range(num_engines)]
+        self.group = GeneratorGroup(
+            [FakeHandle(engine) for engine in self.engines],
+            shard_size=4,
+            max_running=9,
+            timeout_s=5,
+            supplier=self,
+            warn=self.said.append,
+        )
         self.sync = FleetWeightSync(
-            ranks=[FakeHandle(rank) for rank in self.ranks],
-            engines=[FakeHandle(engine) for engine in self.engines],
+            trainer=lasting(self.ranks),
+            generators=self.group,
             probe=[5, 6],
             tolerance=0.01,
             timeout_s=5,
         )
+
+    async def start(self, name: str, model_path: str) -> Started:
+        self.engines.append(Engine(len(self.engines), self.events))
+        return Started(FakeHandle(self.engines[-1]), name=name)
+
+    @property
+    def serving(self) -> dict[str, int]:
+        return {m["name"]: m["version"] for m in self.group.members.snapshot() if m["state"] == "serving"}
 
     async def open(self) -> Fleet:
         await self.sync.open(backend="shared_memory", dtype="float32", bucket_bytes=64, workers_per_engine=1)
@@ -153,3 +201,51 @@ async def test_a_difference_within_the_tolerance_is_accepted() -> None:
     fleet = await Fleet().open()
     fleet.engines[0].logprobs = [-1.005, -2.0]
     assert (await fleet.sync.sync(1)).version == 1
+
+
+@pytest.mark.parametrize("verb", ["begin", "receive 0", "receive 1", "finish", "probe"])
+async def test_a_sync_goes_on_without_who_dies_in_it_and_the_replacement_gets_the_same_version(verb: str) -> None:
+    fleet = await Fleet(num_engines=3).open()
+    fleet.engines[1].dies_in = verb
+    report = await fleet.sync.sync(4)
+    assert (report.version, report.digest) == (4, "digest of 4")
+    assert {name for name in fleet.serving if name != "generator 3"} == {"generator 0", "generator 2"}
+    await until(lambda: "generator 3" in fleet.serving)
+    assert set(fleet.serving.values()) == {4}
+    assert fleet.engines[3].received == [0, 1]
+    await fleet.group.close()
+
+
+async def test_where_all_die_in_a_sync_another_round_reaches_who_comes_in_their_place() -> None:
+    fleet = await Fleet(num_engines=1).open()
+    fleet.engines[0].dies_in = "receive 1"
+    assert (await fleet.sync.sync(2)).version == 2
+    assert fleet.serving == {"generator 1": 2}
+    await fleet.group.close()
+
+
+async def test_a_newcomer_waits_for_the_next_sync_where_the_trainer_has_learned_since_the_last() -> None:
+    fleet = await Fleet(num_engines=1).open()
+    await fleet.sync.sync(1)
+    fleet.ranks[0].moved = " and more"
+    fleet.group.resize(2)
+    await until(lambda: "engine 1 probe" in fleet.events)
+    assert fleet.serving == {"generator 0": 1}
+    await fleet.sync.sync(2)
+    assert fleet.serving == {"generator 0": 2, "generator 1": 2}
+    await fleet.group.close()
+
+
+async def test_a_newcomer_before_the_first_sync_serves_what_all_others_serve() -> None:
+    fleet = await Fleet(num_engines=1).open()
+    fleet.group.resize(2)
+    await until(lambda: "generator 1" in fleet.serving)
+    assert fleet.serving == {"generator 0": 0, "generator 1": 0}
+    assert not any(event.startswith("engine 1 receive") for event in fleet.events)
+    await fleet.group.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.002)

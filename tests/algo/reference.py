@@ -136,6 +136,12 @@ def gspo_sequence(new: Row, old: Row, advantage: float, low: float, high: float)
     return -min(ratio * advantage, cut(ratio, low, high) * advantage)
 
 
+def response_surrogate(new: Row, old: Row, advantage: float, low: float, high: float) -> float:
+    """One clipped term a response, whose ratio is that of all of it."""
+    ratio = bounded_exp(sum(n - o for n, o in zip(new, old, strict=True)))
+    return -min(ratio * advantage, cut(ratio, low, high) * advantage) if new else 0.0
+
+
 def cispo_token_gradient(new: float, old: float, advantage: float, low: float, high: float) -> float:
     """CISPO, eq. 4: the derivative by the token's log-probability, the clipped weight being a constant."""
     return -cut(bounded_exp(new - old), low, high) * advantage
@@ -152,8 +158,17 @@ def language_modelling(logprobs: Row) -> float:
     return -sum(logprobs)
 
 
-def bradley_terry_pair(chosen: float, rejected: float, margin: float, centering: float) -> float:
-    return math.log1p(math.exp(-(chosen - rejected - margin))) + centering * (chosen + rejected) ** 2
+def bradley_terry_pair(
+    chosen: float, rejected: float, margin: float, centering: float, certainty: float = 1.0
+) -> float:
+    right = math.log1p(math.exp(-(chosen - rejected - margin)))
+    wrong = math.log1p(math.exp(-(rejected - chosen - margin)))
+    return certainty * right + (1 - certainty) * wrong + centering * (chosen + rejected) ** 2
+
+
+def step_label(reward: float, good: bool) -> float:
+    probability = 1 / (1 + math.exp(-reward))
+    return -math.log(probability if good else 1 - probability)
 
 
 # ---------------------------------------------------------------------------------------------------------- corrections

@@ -58,3 +58,15 @@ def test_settings_out_of_range_are_errors() -> None:
         AdaptiveKL(0, 10_000, 0.2)
     with pytest.raises(ValueError, match=r"horizon \(0\)"):
         AdaptiveKL(6.0, 0, 0.2)
+
+
+def test_a_raised_coefficient_is_never_above_the_limit_nor_below_what_it_was() -> None:
+    assert FixedKL(0.2).raised(factor=2.0, limit=0.3).coef == pytest.approx(0.3)
+    assert FixedKL(0.2).raised(factor=2.0, limit=1.0).coef == pytest.approx(0.4)
+    assert FixedKL(0.5).raised(factor=2.0, limit=0.3) == FixedKL(0.5)
+
+
+def test_a_raised_adaptive_controller_aims_for_as_much_less() -> None:
+    raised = AdaptiveKL(target=6.0, horizon=100, coef=0.2).raised(factor=1.5, limit=1.0)
+    assert (raised.coef, raised.target) == (pytest.approx(0.3), pytest.approx(4.0))
+    assert AdaptiveKL(target=6.0, horizon=100, coef=0.0).raised(factor=2.0, limit=1.0).target == 6.0

@@ -19,6 +19,7 @@ from rlhf_ray.algo.losses import (
     bradley_terry_loss,
     explained_variance,
     language_modelling_loss,
+    step_label_loss,
     value_loss,
 )
 from tests.algo import reference
@@ -174,24 +175,25 @@ def test_language_modelling_loss_is_the_summed_negative_log_likelihood(mask: Ten
 def test_bradley_terry_loss_equals_a_loop_over_pairs_however_they_are_cut(
     pairs: int, seed: int, centering: float, cut: int
 ) -> None:
-    tensors = numbers(torch.ones(pairs, dtype=torch.bool), seed, names=4, scale=3.0)
+    tensors = numbers(torch.ones(pairs, dtype=torch.bool), seed, names=5, scale=3.0)
     chosen, rejected, margins = (tensor.requires_grad_() for tensor in tensors[:3])
-    weights = tensors[3].abs()
+    weights, probabilities = tensors[3].abs(), tensors[4].sigmoid()
     parts = [
         bradley_terry_loss(
             chosen_scores=chosen[half],
             rejected_scores=rejected[half],
             margins=margins.detach()[half],
+            probabilities=probabilities[half],
             centering=centering,
             weights=weights[half],
         )
         for half in (slice(cut), slice(cut, None))
     ]
-    lists = [tensor.tolist() for tensor in (rejected, margins, weights)]
+    lists = [tensor.tolist() for tensor in (rejected, margins, weights, probabilities)]
 
     def total(changed: list[list[float]]) -> float:
         every = zip(changed[0], *lists, strict=True)
-        return sum(w * reference.bradley_terry_pair(c, r, m, centering) for c, r, m, w in every)
+        return sum(w * reference.bradley_terry_pair(c, r, m, centering, q) for c, r, m, w, q in every)
 
     loss = torch.stack([part.loss for part in parts]).sum()
     assert loss.item() == pytest.approx(total([chosen.tolist()]))
@@ -230,6 +232,46 @@ def test_tied_scores_count_half_in_the_accuracy() -> None:
     assert mean_metrics(sums)["accuracy"] == 0.5
 
 
+def test_a_soft_label_that_is_certain_has_the_loss_and_the_gradient_of_a_hard_one_bit_for_bit() -> None:
+    chosen, rejected, margins = numbers(torch.ones(9, dtype=torch.bool), 3, names=3, scale=5.0)
+    results = {}
+    for name, sides, probabilities in (
+        ("hard", (chosen, rejected), None),
+        ("certain", (chosen, rejected), torch.ones(9)),
+        ("turned", (rejected, chosen), torch.zeros(9)),
+    ):
+        first, second = (side.clone().requires_grad_() for side in sides)
+        sums = bradley_terry_loss(
+            chosen_scores=first, rejected_scores=second, margins=margins, probabilities=probabilities, centering=0.1
+        )
+        slopes = torch.autograd.grad(sums.loss, (first, second))
+        results[name] = sums.loss, sums.metrics["accuracy"], slopes if name != "turned" else slopes[::-1]
+    for name in ("certain", "turned"):
+        torch.testing.assert_close(results[name], results["hard"], rtol=0, atol=0)
+
+
+def test_a_soft_label_is_met_exactly_at_its_log_odds() -> None:
+    lead = torch.tensor([math.log(3.0)], requires_grad=True)
+    sums = bradley_terry_loss(chosen_scores=lead, rejected_scores=torch.zeros(1), probabilities=torch.tensor([0.75]))
+    assert gradient(sums.loss, lead).item() == pytest.approx(0.0, abs=1e-7)
+    assert sums.loss.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))  # its entropy
+
+
+def test_accuracy_asks_what_a_soft_label_prefers_and_leaves_even_odds_out() -> None:
+    sums = bradley_terry_loss(
+        chosen_scores=torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        rejected_scores=torch.zeros(4),
+        probabilities=torch.tensor([0.9, 0.2, 0.5, 0.7]),
+    )
+    right, counted = sums.metrics["accuracy"]
+    assert (right.item(), counted.item()) == (1.5, 3.0)  # right, wrong, not asked, a tie
+
+
+def test_probabilities_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"probabilities \(2,\) must be \[P\]"):
+        bradley_terry_loss(chosen_scores=torch.zeros(3), rejected_scores=torch.zeros(3), probabilities=torch.ones(2))
+
+
 def test_bradley_terry_loss_stays_finite_for_scores_far_apart() -> None:
     sums = bradley_terry_loss(chosen_scores=torch.tensor([-1e4]), rejected_scores=torch.tensor([1e4]))
     assert sums.loss.item() == pytest.approx(2e4)
@@ -238,3 +280,28 @@ def test_bradley_terry_loss_stays_finite_for_scores_far_apart() -> None:
 def test_a_negative_centering_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"centering \(-1\)"):
         bradley_terry_loss(chosen_scores=torch.zeros(1), rejected_scores=torch.zeros(1), centering=-1)
+
+
+@EXAMPLES
+@given(steps=st.integers(0, 6), seed=seeds, cut=st.integers(0, 6))
+def test_step_label_loss_equals_a_loop_over_steps_however_they_are_cut(steps: int, seed: int, cut: int) -> None:
+    rewards, drawn = numbers(torch.ones(steps, dtype=torch.bool), seed, names=2, scale=3.0)
+    labels = drawn > 0
+    rewards.requires_grad_()
+    parts = [step_label_loss(rewards=rewards[half], labels=labels[half]) for half in (slice(cut), slice(cut, None))]
+
+    def total(changed: list[list[float]]) -> float:
+        return sum(reference.step_label(r, y) for r, y in zip(changed[0], labels.tolist(), strict=True))
+
+    loss = torch.stack([part.loss for part in parts]).sum()
+    assert loss.item() == pytest.approx(total([rewards.tolist()]))
+    assert sum(part.weight.item() for part in parts) == steps
+    slope = reference.numerical_gradient(total, [rewards.tolist()])[0]
+    assert gradient(loss, rewards).tolist() == pytest.approx(slope, rel=1e-5, abs=1e-6)
+    right = sum((r > 0) == y for r, y in zip(rewards.tolist(), labels.tolist(), strict=True))
+    assert sum(part.metrics["accuracy"][0].item() for part in parts) == right
+
+
+def test_labels_of_steps_that_are_no_bools_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be bools \[N\]"):
+        step_label_loss(rewards=torch.zeros(2), labels=torch.ones(2))

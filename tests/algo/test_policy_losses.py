@@ -14,12 +14,12 @@ from torch import Tensor
 
 from rlhf_ray.algo.advantages import per_token
 from rlhf_ray.algo.losses import LossSums, aggregation_weights
-from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss
+from rlhf_ray.algo.policy_losses import cispo_loss, gspo_loss, policy_loss, response_loss
 from tests.algo import reference
 from tests.algo.ragged import EXAMPLES, flat, masks, numbers, placed, rows, rubbish, seeds, widened
 
 Surrogate: TypeAlias = Callable[..., LossSums]
-SURROGATES: tuple[Surrogate, ...] = (policy_loss, gspo_loss, cispo_loss)
+SURROGATES: tuple[Surrogate, ...] = (policy_loss, response_loss, gspo_loss, cispo_loss)
 every_surrogate = pytest.mark.parametrize("surrogate", SURROGATES)
 CLIPS = {"clip_ratio": 0.2, "clip_ratio_high": 0.3}
 LOW, HIGH = 0.8, 1.3
@@ -112,7 +112,7 @@ def test_clipping_removes_the_gradient_only_where_the_update_went_far_enough(
         "advantages": torch.tensor([[advantage]]),
         "response_mask": torch.ones(1, 1, dtype=torch.bool),
     }
-    for surrogate in (policy_loss, gspo_loss):  # a sequence of one token is that token
+    for surrogate in (policy_loss, response_loss, gspo_loss):  # a sequence of one token is that token
         sums = surrogate(**one_token, **CLIPS)
         assert gradient(sums.loss, logprobs).item() == pytest.approx(gradient_by_hand)
         assert totals(sums)["clip_fraction"] == (gradient_by_hand == 0)
@@ -191,6 +191,31 @@ def test_in_float32_not_a_bit_of_a_sequence_ratio_depends_on_how_far_its_row_is_
         return gradient(sums.loss, new)[:, :300]
 
     assert torch.equal(slope(37), slope(0))
+
+
+# ----------------------------------------------------------------------------------------------------- whole responses
+@EXAMPLES
+@given(mask=masks(), seed=seeds, scale=st.sampled_from([0.1, 1.0]), outside=rubbish)
+def test_a_response_s_ratio_has_the_gradient_of_one_clipped_term_a_response(
+    mask: Tensor, seed: int, scale: float, outside: float
+) -> None:
+    arguments = batch(mask, seed, scale=scale, outside=outside)
+    new, old, _, _ = lists_of(arguments)
+    (of_rows,) = numbers(torch.ones(len(mask), dtype=torch.bool), seed + 2)
+    arguments["advantages"] = per_token(advantages=of_rows, response_mask=mask)
+    arguments["token_weights"] = None
+
+    def term(row: list[float], index: int) -> float:
+        return reference.response_surrogate(row, old[index], of_rows[index].item(), LOW, HIGH)
+
+    def total(changed: list[list[float]]) -> float:
+        return sum(term(row, index) for index, row in enumerate(changed))
+
+    sums = response_loss(**arguments, **CLIPS)
+    once_a_token = sum(len(row) * term(row, index) for index, row in enumerate(new))
+    assert sums.loss.item() == pytest.approx(once_a_token, rel=1e-9, abs=1e-9)
+    slope = placed(reference.numerical_gradient(total, new), mask)
+    torch.testing.assert_close(gradient(sums.loss, arguments["logprobs"]), slope, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------- CISPO

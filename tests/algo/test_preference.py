@@ -30,6 +30,11 @@ PAIRS = 7
 POLICY = ("policy_chosen", "policy_rejected")
 REFERENCE = ("ref_chosen", "ref_rejected")
 LENGTHS = ("chosen_lengths", "rejected_lengths")
+SOFT = ("probabilities",)
+MARGINS = ("margins",)
+
+
+TURNED = dict(zip(POLICY + REFERENCE + LENGTHS, POLICY[::-1] + REFERENCE[::-1] + LENGTHS[::-1], strict=True))
 
 
 def log_sigmoid(x: float) -> float:
@@ -45,9 +50,10 @@ def mean_tokens(row: Row) -> tuple[float, float]:
 
 
 # Each returns the loss of one pair and the two rewards that it compares, in plain floats.
-def dpo_of(row: Row, *, beta: float, smoothing: float) -> tuple[float, float, float]:
+def dpo_of(row: Row, *, beta: float, smoothing: float, offset: bool = False) -> tuple[float, float, float]:
     chosen, rejected = (beta * ratio for ratio in ratios(row))
-    kept, flipped = -log_sigmoid(chosen - rejected), -log_sigmoid(rejected - chosen)
+    lead = row["margins"] if offset else 0.0
+    kept, flipped = -log_sigmoid(chosen - rejected - lead), -log_sigmoid(rejected - chosen - lead)
     return (1 - smoothing) * kept + smoothing * flipped, chosen, rejected
 
 
@@ -67,6 +73,17 @@ def ipo_of(row: Row, *, tau: float, averaged: bool) -> tuple[float, float, float
     if averaged:
         chosen, rejected = chosen / row["chosen_lengths"], rejected / row["rejected_lengths"]
     return (chosen - rejected - 0.5 / tau) ** 2, tau * chosen, tau * rejected
+
+
+def expected(loop: Callable[[Row], tuple[float, float, float]]) -> Callable[[Row], tuple[float, float, float]]:
+    """The mean of a pair's loss over who is the better."""
+
+    def of(row: Row) -> tuple[float, float, float]:
+        turned = {TURNED.get(name, name): value for name, value in row.items()}
+        loss, chosen, rejected = loop(row)
+        return row["probabilities"] * loss + (1 - row["probabilities"]) * loop(turned)[0], chosen, rejected
+
+    return of
 
 
 def simpo_of(row: Row, *, beta: float, gamma: float) -> tuple[float, float, float]:
@@ -98,6 +115,21 @@ CASES: dict[str, tuple[Loss, tuple[str, ...], Callable[[Row], tuple[float, float
         POLICY + REFERENCE + LENGTHS,
         partial(ipo_of, tau=0.2, averaged=True),
     ),
+    "soft": (
+        partial(dpo_loss, beta=0.3, label_smoothing=0.1),
+        POLICY + REFERENCE + SOFT,
+        expected(partial(dpo_of, beta=0.3, smoothing=0.1)),
+    ),
+    "offset": (
+        partial(dpo_loss, beta=0.3, label_smoothing=0.1),
+        POLICY + REFERENCE + SOFT + MARGINS,
+        expected(partial(dpo_of, beta=0.3, smoothing=0.1, offset=True)),
+    ),
+    "soft ipo": (
+        partial(ipo_loss, tau=0.2),
+        POLICY + REFERENCE + LENGTHS + SOFT,
+        expected(partial(ipo_of, tau=0.2, averaged=True)),
+    ),
     "simpo": (partial(simpo_loss, beta=2.0, gamma=0.5), POLICY + LENGTHS, partial(simpo_of, beta=2.0, gamma=0.5)),
     "odds ratio": (odds_ratio_loss, POLICY + LENGTHS, odds_of),
 }
@@ -112,7 +144,8 @@ def pairs() -> dict[str, Tensor]:
     for name in POLICY + REFERENCE:
         of_token = 0.1 + torch.rand(PAIRS, generator=generator, dtype=torch.float64)
         sums[name] = -of_token * lengths["chosen_lengths" if name.endswith("chosen") else "rejected_lengths"]
-    return sums | lengths
+    uniform = torch.rand(2, PAIRS, generator=generator, dtype=torch.float64)
+    return sums | lengths | {"probabilities": 0.51 + 0.49 * uniform[0], "margins": uniform[1]}
 
 
 @pytest.fixture(params=CASES)
@@ -182,6 +215,7 @@ def test_log_ratios_of_ten_thousand_have_a_finite_loss_and_gradient(case, extrem
     tensors = {name: value.requires_grad_() for name, value in zip(POLICY, policy, strict=True)}
     tensors |= {"ref_chosen": torch.tensor([min(-extreme, 0.0), -3.0]), "ref_rejected": torch.tensor([-3.0, -1e4])}
     tensors |= {name: torch.tensor([1, 3]) for name in LENGTHS}
+    tensors |= {"probabilities": torch.tensor([1.0, 0.6]), "margins": torch.tensor([0.0, 2.0])}
     sums = loss(**chosen_rows(tensors, names))
     gradients = torch.autograd.grad(sums.loss, [tensors[name] for name in POLICY])
     assert all(torch.isfinite(value).all() for value in (sums.loss, *gradients))
@@ -190,6 +224,7 @@ def test_log_ratios_of_ten_thousand_have_a_finite_loss_and_gradient(case, extrem
 def test_a_tie_counts_half_in_accuracy(case) -> None:  # type: ignore[no-untyped-def]
     loss, names, _ = case
     tied = {name: torch.full((1,), 4) if name in LENGTHS else torch.full((1,), -2.0) for name in names}
+    tied |= {"probabilities": torch.full((1,), 0.7)} if "probabilities" in names else {}
     metrics = mean_metrics(loss(**tied))
     assert metrics["accuracy"] == 0.5
     assert metrics["reward_margin"] == 0
@@ -243,6 +278,41 @@ def test_robust_dpo_on_flipped_labels_has_the_expectation_of_dpo_on_true_ones(pa
     clean = dpo_loss(**true, beta=0.3).loss
     kept, wrong = (robust_dpo_loss(**labels, beta=0.3, flip_rate=0.2).loss for labels in (true, flipped))
     torch.testing.assert_close(0.8 * kept + 0.2 * wrong, clean)
+
+
+@pytest.mark.parametrize("loss", [partial(dpo_loss, beta=0.3, label_smoothing=0.1), partial(ipo_loss, tau=0.2)])
+def test_a_certain_soft_label_is_a_hard_one_bit_for_bit_and_so_is_its_opposite(
+    loss: Loss, pairs: dict[str, Tensor]
+) -> None:
+    hard = chosen_rows(pairs, POLICY + REFERENCE)
+    policy = [hard[name].requires_grad_() for name in POLICY]
+    turned = {TURNED[name]: tensor for name, tensor in hard.items()}
+    wanted = loss(**hard).loss
+    for soft in (loss(**hard, probabilities=torch.ones(PAIRS)), loss(**turned, probabilities=torch.zeros(PAIRS))):
+        assert torch.equal(soft.loss, wanted)
+        for found, slope in zip(
+            *(torch.autograd.grad(each, policy, retain_graph=True) for each in (soft.loss, wanted)), strict=True
+        ):
+            assert torch.equal(found, slope)
+
+
+def test_a_soft_label_of_dpo_is_met_at_its_log_odds_and_one_of_ipo_at_its_share_of_the_target() -> None:
+    zeros, soft = torch.zeros(1), torch.tensor([0.8])
+    rest = {"policy_rejected": zeros, "ref_chosen": zeros, "ref_rejected": zeros, "probabilities": soft}
+    at_odds = torch.tensor([math.log(4)], requires_grad=True)
+    assert torch.autograd.grad(dpo_loss(policy_chosen=at_odds, **rest, beta=1.0).loss, at_odds)[0].item() == (
+        pytest.approx(0.0, abs=1e-6)
+    )
+    at_share = torch.tensor([0.6 * 2.5], requires_grad=True)  # (2 q - 1) / (2 * 0.2)
+    assert torch.autograd.grad(ipo_loss(policy_chosen=at_share, **rest, tau=0.2).loss, at_share)[0].item() == (
+        pytest.approx(0.0, abs=1e-6)
+    )
+
+
+def test_conservative_dpo_is_dpo_on_labels_that_are_all_as_soft(pairs: dict[str, Tensor]) -> None:
+    rows = chosen_rows(pairs, POLICY + REFERENCE)
+    soft = dpo_loss(**rows, beta=0.3, probabilities=torch.full((PAIRS,), 0.9, dtype=torch.float64))
+    torch.testing.assert_close(soft.loss, dpo_loss(**rows, beta=0.3, label_smoothing=0.1).loss)
 
 
 def test_ipo_stops_at_its_target_margin() -> None:

@@ -11,7 +11,8 @@ from launch.cli import app
 from rlhf_ray.config.load import load_config, to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-PRESETS = sorted(CONFIGS.rglob("*.yaml"))
+OTHERS = {path for folder in ("constitutions", "suites") for path in (CONFIGS / folder).glob("*.yaml")}
+PRESETS = sorted(set(CONFIGS.rglob("*.yaml")) - OTHERS)
 
 
 def test_there_are_presets() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.config.generation import GenerationConfig
 from rlhf_ray.config.load import load_config
 from rlhf_ray.errors import ConfigError
 
@@ -28,6 +29,8 @@ POSITIVE = (
     "dpo.num_epochs",
     "dpo.batch_size",
     "dpo.eval_every",
+    "dpo.online.every",
+    "dpo.online.temperature",
     "ppo.num_steps",
     "ppo.rollouts_per_step",
     "ppo.responses_per_prompt",
@@ -68,7 +71,13 @@ POSITIVE = (
     "cluster.num_cpus",
     "cluster.object_store_mb",
     "cluster.placement_timeout_s",
+    "cluster.wait_for_room_s",
     "cluster.actor_timeout_s",
+    "faults.heartbeat_timeout_s",
+    "faults.max_restarts",
+    "faults.restarts_within_s",
+    "faults.max_deaths_per_batch",
+    "faults.max_kept_steps",
     "model.max_length",
     "model.scratch.hidden_size",
     "model.scratch.intermediate_size",
@@ -78,7 +87,11 @@ POSITIVE = (
     "model.scratch.max_position_embeddings",
 )
 NOT_NEGATIVE = (
+    "dpo.online.num_steps",
+    "dpo.online.checkpoint_every",
+    "rewards.uncertainty_penalty",
     "sft.optimizer.weight_decay",
+    "dpo.margin",
     "dpo.simpo_margin",
     "dpo.desirable_weight",
     "dpo.undesirable_weight",
@@ -90,6 +103,7 @@ NOT_NEGATIVE = (
     "ppo.ptx_coef",
     "ppo.critic_warmup_steps",
     "ppo.checkpoint_every",
+    "checkpoints.every_minutes",
     "ppo.eval_every",
     "ppo.kl.coef",
     "evaluation.num_shown",
@@ -101,18 +115,51 @@ NOT_NEGATIVE = (
     "reference.cpus_per_replica",
     "reward_server.gpus_per_replica",
 )
+AXES = ["reward_model.axes=[helpful,honest]", "ppo.critic_initialise_from=sft"]
 FUNCTION = ["rewards.sources.a.kind=function", "rewards.sources.a.function=exact_answer"]
 OTHER_RULES = (
+    (["checkpoints.keep=0"], r"^checkpoints\.keep \(0\) must be positive"),
+    (["checkpoints.grace_s=0"], r"^checkpoints\.grace_s \(0\.0\) must be positive"),
+    (["checkpoints.mirror=/mnt/run"], r"^checkpoints\.mirror \('/mnt/run'\) must be a URL, with a scheme; write for"),
+    (
+        ["checkpoints.best_metric=gold/heldout_maen"],
+        r"^checkpoints\.best_metric \('gold/heldout_maen'\) is no metric .*did you mean 'gold/heldout_mean'",
+    ),
+    (
+        ["checkpoints.best_metric=gold/heldout_mean", "ppo.eval_every=0"],
+        r"^checkpoints\.best_metric \('gold/heldout_mean'\) is measured on held-out prompts, and ppo\.eval_every is 0",
+    ),
     (["methods=[]"], r"^methods \(\(\)\) must name one or more methods, each once; use for example \[ppo\]"),
     (["methods=[ppo,ppo]"], r"^methods .* each once"),
     (
         ["methods=[dpo]", "rewards.sources.a.weight=1"],
         r"^rewards\.sources \(\['a'\]\) ask for the run's own reward model, and no method follows it \(dpo\); add ppo",
     ),
+    (["dpo.online.responses_per_prompt=1"], r"^dpo\.online\.responses_per_prompt \(1\) must lie between 2 and 64"),
+    (["reward_model.axes=[helpful]"], r"^reward_model\.axes \(\('helpful',\)\) must be two or more different names"),
+    (["reward_model.axes=[a,a]"], r"^reward_model\.axes .* different names"),
+    (
+        [*AXES, "reward_model.axis_weights={kind: 1}"],
+        r"^reward_model\.axis_weights \(\['kind'\]\) are none of .*helpful",
+    ),
+    ([*AXES, "reward_model.axis_weights={helpful: -1}"], r"^reward_model\.axis_weights\.helpful \(-1\.0\) must not be"),
+    ([*AXES, "reward_model.axis_weights={helpful: 0, honest: 0}"], r"^reward_model\.axis_weights .* must not all be 0"),
+    (AXES[:1], r"^ppo\.critic_initialise_from \('reward_model'\) needs a reward model with one head"),
+    (["reward_model.ensemble=0"], r"^reward_model\.ensemble \(0\) must lie between 1 and 64"),
+    (["judge.kind=simulated", "judge.by_axis=true"], r"^judge\.by_axis \(True\) keeps comparisons .*names none"),
+    (["rewards.uncertainty_penalty=1"], r"^rewards\.uncertainty_penalty \(1\.0\) needs members .* there are 1; set"),
+    (["reward_model.kind=process"], r"^reward_model\.step_labels \(''\) must be given for reward_model\.kind=process"),
+    (["reward_model.step_labels=a.jsonl"], r"^reward_model\.step_labels \('a\.jsonl'\) must be given .* is outcome"),
+    (["reward_model.step_separator=''"], r"^reward_model\.step_separator \(''\) must be the text that ends a step"),
+    (
+        ["reward_model.kind=process", "reward_model.step_labels=a.jsonl", "reward_model.margin=1"],
+        r"^reward_model\.margin \(1\.0\) belongs to rankings, and reward_model\.kind=process",
+    ),
     (["raft.responses_per_prompt=1"], r"^raft\.responses_per_prompt \(1\) must lie between 2 and 1024"),
     (["evaluation.best_of=1"], r"^evaluation\.best_of \(1\) must lie between 2 and 1024"),
     (["dpo.label_smoothing=0.5"], r"^dpo\.label_smoothing \(0\.5\) must lie between 0 and 0\.49"),
     (["dpo.loss=ipo", "dpo.label_smoothing=0.1"], r"^dpo\.label_smoothing \(0\.1\) has no place in dpo\.loss=ipo"),
+    (["dpo.loss=ipo", "dpo.margin=1"], r"^dpo\.margin \(1\.0\) has no place in dpo\.loss=ipo"),
     (["dpo.loss=robust"], r"^dpo\.label_smoothing \(0\.0\) must be above 0 with dpo\.loss=robust"),
     (["dpo.loss=kto", "dpo.likelihood_coef=1"], r"^dpo\.likelihood_coef \(1\.0\) has no place in dpo\.loss=kto"),
     (
@@ -298,3 +345,12 @@ def test_a_value_that_stands_in_two_sections_names_both(config_file: Path) -> No
 )
 def test_what_lies_just_inside_the_rules_is_accepted(config_file: Path, overrides: list[str]) -> None:
     load_config(config_file, overrides)
+
+
+def test_a_fleet_that_sizes_itself_begins_between_its_bounds() -> None:
+    auto = GenerationConfig(num_engines=2, scale="auto", min_engines=1, max_engines=8)
+    assert (auto.most_engines, GenerationConfig(num_engines=3).most_engines) == (8, 3)
+    with pytest.raises(ConfigError, match=r"generation\.num_engines \(9\) must lie between"):
+        GenerationConfig(num_engines=9, scale="auto", max_engines=8)
+    with pytest.raises(ConfigError, match=r"generation\.scale \('fixed'\) does not look at"):
+        GenerationConfig(num_engines=2, max_engines=8)

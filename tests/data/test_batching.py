@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from rlhf_ray.data.batching import (
     MICRO_BATCH_TOKENS,
     UpdatePlan,
-    balanced_partition,
     pack_micro_batches,
+    pack_shares,
     padding_fraction,
     plan_minibatches,
 )
+from rlhf_ray.data.partition import balanced_partition
 from rlhf_ray.errors import ConfigError
+from tests.data.reference import least_cut, plain_partition
 
 token_counts = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 
@@ -63,6 +65,25 @@ def test_shares_of_a_realistic_step_differ_by_less_than_a_thousandth() -> None:
         assert max(sums) / (sum(sums) / 8) < 1.001
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    lengths=st.lists(st.integers(0, 9) | st.integers(1, 500), max_size=40),
+    num_parts=st.integers(1, 9),
+    equal_counts=st.booleans(),
+)
+def test_shares_are_those_that_joining_step_by_step_makes(
+    lengths: list[int], num_parts: int, equal_counts: bool
+) -> None:
+    shares = balanced_partition(lengths, num_parts, equal_counts=equal_counts)
+    assert shares == plain_partition(lengths, num_parts, equal_counts=equal_counts)
+
+
+@pytest.mark.parametrize("num_parts", [2, 8, 64])
+def test_shares_of_many_rows_are_those_that_joining_step_by_step_makes(num_parts: int) -> None:
+    lengths = realistic_lengths(1500, seed=4)
+    assert balanced_partition(lengths, num_parts, False) == plain_partition(lengths, num_parts, False)
+
+
 def test_no_rows_make_empty_shares() -> None:
     assert balanced_partition([], 3, equal_counts=True) == ((), (), ())
 
@@ -95,6 +116,17 @@ def test_no_cut_of_the_sorted_rows_costs_less(lengths: list[int], max_tokens: in
     every_cut = itertools.chain.from_iterable(itertools.combinations(places, count) for count in range(len(by_length)))
     chosen = pack_micro_batches(lengths, max_tokens)
     assert cost(tuple(itertools.accumulate(map(len, chosen)))[:-1]) == min(map(cost, every_cut))
+
+
+many_shares = st.lists(st.lists(st.integers(0, 9) | st.integers(1, 500), max_size=40), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(shares=many_shares, max_tokens=st.integers(1, 60) | st.integers(500, 50000))
+def test_shares_packed_at_once_are_cut_as_each_is_by_looking_at_every_end(
+    shares: list[list[int]], max_tokens: int
+) -> None:
+    assert pack_shares(shares, max_tokens) == [least_cut(share, max_tokens) for share in shares]
 
 
 def test_a_row_longer_than_the_limit_gets_a_micro_batch_of_its_own() -> None:

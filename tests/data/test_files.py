@@ -259,6 +259,19 @@ def test_a_malformed_prompt_is_named(build: Build, row: JsonObject, parts: list[
         ({"prompt": "q", "responses": ["a", 1], "ranks": [0, 1]}, ["at least two texts"]),
         ({"prompt": "q", "responses": ["a", "b"], "ranks": [0]}, ['"ranks" ([0]) must be a list of 2 whole numbers']),
         ({"prompt": "q", "responses": ["a", "b"], "ranks": [True, False]}, ["must be a list of 2 whole numbers"]),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "ranks": [0, 1], "soft": [{"first": 0, "second": 2}]},
+            ["\"soft\" ([{'first': 0, 'second': 2}]) must be a list of {\"first\": 0"],
+        ),
+        (
+            {
+                "prompt": "q",
+                "responses": ["a", "b"],
+                "ranks": [0, 1],
+                "soft": [{"first": 0, "second": 2, "probability": 1}],
+            },
+            ["places below 2"],
+        ),
         ({"prompt": "q", "responses": ["a", "b"]}, ['"ranks" (None) must be a list of 2 whole numbers']),
     ],
 )

@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from rlhf_ray.config.world import WorldConfig
+from rlhf_ray.data.world import WorldTask
 from rlhf_ray.data.world_deeds import CHORES, VICTIMS, deeds
+from rlhf_ray.data.world_demonstrations import asked_truth
 from rlhf_ray.data.world_facts import ATTRIBUTES, TOWNS, split_entities
 from rlhf_ray.data.world_prompts import FRAMES, KINDS, build_lessons, build_prompts
 from rlhf_ray.errors import ConfigError
@@ -122,3 +124,16 @@ def test_a_world_too_small_for_its_prompts_says_which_number_to_change() -> None
     tiny = WorldConfig(num_entities=8, heldout_entities=0.5, num_heldout_prompts=5000)
     with pytest.raises(ConfigError, match=r"world\.num_heldout_prompts \(5000\).*raise world\.num_entities"):
         build_prompts(tiny, "heldout")
+
+
+def test_a_false_premise_has_a_twin_that_asks_for_the_same_without_it() -> None:
+    task = WorldTask(WorldConfig(num_train_prompts=20, num_heldout_prompts=40))
+    prompts = task.prompts("heldout")
+    twins = task.twins(prompts)
+    assert twins.keys() == {prompt.prompt_id for prompt in prompts if prompt.kind == "false_premise"}
+    for prompt in prompts:
+        if twin := twins.get(prompt.prompt_id):
+            assert (twin.kind, twin.facts["task"]) == ("fact", "ask")
+            assert prompt.facts["premise"].lower() not in twin.messages[0].content.lower().split()
+            assert asked_truth(twin.facts) == asked_truth(prompt.facts)
+    assert task.twins(prompts) == twins

@@ -277,6 +277,15 @@ def test_every_sync_reaches_the_kernels_and_the_prefix_cache(served: Served) -> 
 
 
 @pytest.mark.integration
+def test_next_token_logprobs_are_those_of_a_plain_forward_at_temperature_1(served: Served) -> None:
+    prompt, wanted = list(range(10, 40)), [7, 3, 200]
+    found = served.runner.run(served.engine.next_token_logprobs(prompt, wanted))
+    with torch.no_grad():
+        logprobs = served.model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    np.testing.assert_allclose(found, logprobs[wanted].numpy(), atol=1e-3)
+
+
+@pytest.mark.integration
 def test_tokens_sampled_around_a_sync_carry_the_version_of_their_weights(served: Served) -> None:
     old = tiny_model(tied=served.tied)
     old.load_state_dict(served.model.state_dict())
@@ -338,6 +347,29 @@ def test_a_broadcast_bucket_is_loaded_only_if_its_bytes_are_those_announced() ->
     data[3] ^= 1
     with pytest.raises(WeightSyncError, match="bucket 0 arrived with digest"):
         receiver.update_weights(message)
+
+
+@pytest.mark.integration
+def test_a_sync_whose_trainer_was_lost_in_the_middle_is_followed_by_a_whole_one(served: Served) -> None:
+    """Some layers are complete when the second begins, others are not; what counts is what the second brings."""
+    version = served.engine.policy_version + 1
+
+    async def lose_in_the_middle() -> None:
+        with bucket_directory() as directory:
+            await served.engine.begin_weight_sync(version)
+            files = write_all(directory, served.model)
+            for file in files[: len(files) // 2 + 1]:
+                await served.engine.receive_weights(file.update_info)
+
+    change_weights(served.model)
+    served.runner.run(lose_in_the_middle())
+    change_weights(served.model)
+    served.runner.run(sync(served.engine, served.model, version))
+    text = [5, 6, 7, 8, 9, 10]
+    with torch.no_grad():
+        rows = served.model(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
+    expected = rows.gather(1, torch.tensor(text[1:])[:, None])[:, 0].tolist()
+    assert served.runner.run(served.engine.prompt_logprobs(text)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.integration

@@ -76,7 +76,7 @@ def test_the_score_is_that_of_transformers_own_classifier(family: str) -> None:
     with torch.no_grad():
         alone = [model(input_ids=torch.from_numpy(s.token_ids[None].astype(np.int64))).logits[0, 0] for s in RAGGED]
         scores = RewardModule(model)(collate(RAGGED))
-    assert torch.allclose(scores, torch.stack(alone), atol=2e-6)
+    assert torch.allclose(scores, torch.stack(alone)[:, None], atol=2e-6)
 
 
 def test_entropies_are_computed_on_request_and_carry_a_gradient() -> None:

@@ -49,7 +49,9 @@ def test_scores_are_normalised_by_what_was_saved_with_the_model(tmp_path: Path, 
             config=ServerConfig(max_tokens_per_batch=max_tokens),
             device="cpu",
         )
-        assert list(engine.score(ROLLOUTS)) == pytest.approx([(score - mean) / std for score in raw], abs=2e-6)
+        assert [graded.score for graded in engine.grade(ROLLOUTS)] == pytest.approx(
+            [(score - mean) / std for score in raw], abs=2e-6
+        )
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 1000])
@@ -81,7 +83,7 @@ def test_whole_distributions_of_a_large_vocabulary_are_refused(tmp_path: Path) -
 def test_no_rollouts_have_no_scores(tmp_path: Path) -> None:
     path = tiny.saved(tiny.scalar_model(), tmp_path)
     engine = RewardModelEngine(path=path, model=ModelConfig(), config=ServerConfig(), device="cpu")
-    assert engine.score([]) == ()
+    assert engine.grade([]) == ()
 
 
 # ------------------------------------------------------------------------------------------------------ process rewards
@@ -148,7 +150,9 @@ def test_without_a_separator_in_it_a_response_has_the_reward_models_score(tmp_pa
     steps = ProcessRewardEngine(path=path, model=ModelConfig(), config=ServerConfig(), device="cpu", separator=(1,))
     answers = steps.grade(ROLLOUTS)
     assert [graded.step_rewards for graded in answers] == [()] * len(ROLLOUTS)
-    assert [graded.score for graded in answers] == pytest.approx(whole.score(ROLLOUTS), abs=2e-6)
+    assert [graded.score for graded in answers] == pytest.approx(
+        [graded.score for graded in whole.grade(ROLLOUTS)], abs=2e-6
+    )
 
 
 def test_a_response_without_tokens_has_no_steps_and_harms_no_neighbour(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.feedback.exchange import SHAPES, Shape, export, import_file
 from rlhf_ray.feedback.records import Candidate, Item, Judgement
 from rlhf_ray.feedback.store import PreferenceStore, item_id_of, open_store
-from rlhf_ray.records import Message, TextPrompt
+from rlhf_ray.records import Message, SoftLabel, TextPrompt
 from tests.feedback.test_store import ITEM, SAID
 
 LONG = Item(
     TextPrompt("p2", (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Name a tree"))),
     (Candidate("Oak"), Candidate("A car")),
 )
+SOFT = (SoftLabel(0, 1, 0.83),)
 
 
 def filled(path: Path) -> None:
@@ -30,10 +31,11 @@ def filled(path: Path) -> None:
         store.add_items([ITEM, LONG])
         store.add_annotators(["ann", "bob"], "human")
         store.add_annotators(["gpt"], "judge")
-        first = store.judge(SAID)
-        store.judge(replace(SAID, ranks=(0, 1, 0), corrects=first))
-        store.judge(replace(SAID, annotator="bob", ranks=(1, 2, 0)))
-        store.judge(Judgement(item_id_of(LONG), "gpt", ranks=(0, 1)))
+        said = replace(SAID, soft=(), axis="")
+        first = store.judge(said)
+        store.judge(replace(said, ranks=(0, 1, 0), corrects=first))
+        store.judge(replace(said, annotator="bob", ranks=(1, 2, 0)))
+        store.judge(Judgement(item_id_of(LONG), "gpt", ranks=(0, 1), soft=SOFT, axis="honest"))
         store.judge(Judgement(item_id_of(LONG), "bob", verdict="all_bad", reason="no"))
 
 
@@ -96,6 +98,15 @@ def test_rankings_become_the_field_s_shapes(tmp_path: Path) -> None:
         *(("4", "five"), ("It is 4.", "4"), ("It is 4.", "five")),
         ("Oak", "A car"),
     ]
+    assert records(tmp_path, "rankings")[2] | {"kind": ""} == {
+        "prompt": [asdict(message) for message in LONG.prompt.messages],
+        "responses": ["Oak", "A car"],
+        "ranks": [0, 1],
+        "soft": [{"first": 0, "second": 1, "probability": 0.83}],
+        "axis": "honest",
+        "annotator": "gpt",
+        "kind": "",
+    }
     assert records(tmp_path, "conversational")[0]["chosen"] == [{"role": "assistant", "content": "4"}]
     assert [(row["completion"], row["label"]) for row in records(tmp_path, "kto")] == [
         *(("4", True), ("five", False), ("It is 4.", True)),
@@ -122,7 +133,8 @@ def test_what_a_shape_says_is_said_again_after_a_round_trip(tmp_path: Path, shap
     with open_store(str(tmp_path / "a.db"), create=True) as store:
         store.add_items([plain])
         store.add_annotators(["ann"], "human")
-        store.judge(Judgement(item_id_of(plain), "ann", ranks=(0, 1), ratings={"helpful": (5.0, 1.5)}))
+        ratings = {"helpful": (5.0, 1.5)}
+        store.judge(Judgement(item_id_of(plain), "ann", ranks=(0, 1), ratings=ratings, soft=SOFT, axis="honest"))
         first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
         export(store, first, shape)
     with open_store(str(tmp_path / "b.db"), create=True) as other:
@@ -171,9 +183,11 @@ def test_a_run_trains_on_a_store(tmp_path: Path) -> None:
         f"data: {{task: files, files: {{preferences: 'store:{tmp_path / 'a.db'}', heldout_fraction: 0}}}}"
     )
     rankings = build_task(load_config(tmp_path / "run.yaml").data).rankings("train")
-    assert [(ranking.annotator, ranking.ranks) for ranking in rankings] == [
-        *(("ann", (0, 1, 0)), ("bob", (1, 2, 0)), ("gpt", (0, 1))),
+    assert [(ranking.annotator, ranking.ranks, ranking.soft, ranking.axis) for ranking in rankings] == [
+        *(("ann", (0, 1, 0), (), ""), ("bob", (1, 2, 0), (), ""), ("gpt", (0, 1), SOFT, "honest")),
+        *(("ann", (0, 1), (), "helpful"), ("bob", (0, 1), (), "helpful")),  # of the two that have a rating
     ]
+    assert rankings[-1].responses == ("4", "It is 4.")
     (tmp_path / "run.yaml").write_text("data: {task: files, files: {preferences: 'store:none.db'}}")
     with pytest.raises(ConfigError, match=r"data\.files\.preferences \('none\.db'\) is no file"):
         build_task(load_config(tmp_path / "run.yaml").data)

@@ -16,7 +16,7 @@ import sqlalchemy
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.feedback.records import Candidate, Item, Judgement
 from rlhf_ray.feedback.store import PreferenceStore, item_id_of, open_store
-from rlhf_ray.records import Message, TextPrompt
+from rlhf_ray.records import Message, SoftLabel, TextPrompt
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROMPT = TextPrompt("p1", (Message("system", "Be brief."), Message("user", "2 + 2?")), "sum", {"answer": "4"})
@@ -39,6 +39,8 @@ SAID = Judgement(
     seconds=12.5,
     guideline="v2",
     shown_order=(2, 0, 1),
+    soft=(SoftLabel(0, 1, 0.9), SoftLabel(2, 1, 0.75)),
+    axis="helpful",
 )
 
 
@@ -65,7 +67,20 @@ def test_what_goes_in_comes_out(store: PreferenceStore) -> None:
         "sum",
     )
     assert ranking.response_token_ids == ((7, 1), (8, 9, 1), (3, 1))
-    assert ranking.pairs == ((0, 1), (0, 2), (2, 1))
+    assert (ranking.soft, ranking.axis) == (SAID.soft, "helpful")
+    assert ranking.pairs == ((0, 1), (2, 1))  # soft labels say which pairs there are
+
+
+def test_one_item_and_one_judgement_can_be_read(store: PreferenceStore) -> None:
+    first = store.judge(SAID)
+    second = store.judge(replace(SAID, ranks=(1, 0, 0), corrects=first))
+    assert store.item(ITEM_ID) == ITEM
+    assert store.judgement(first).judgement == SAID  # corrected, and still there
+    assert store.judgement(second).judgement.corrects == first
+    with pytest.raises(DataError, match="item 'nothing' is not in the store"):
+        store.item("nothing")
+    with pytest.raises(DataError, match="judgement 99 is not in the store"):
+        store.judgement(99)
 
 
 def test_an_item_is_kept_once_and_a_prompt_s_id_belongs_to_one_text(store: PreferenceStore) -> None:
@@ -80,7 +95,7 @@ def test_an_item_is_kept_once_and_a_prompt_s_id_belongs_to_one_text(store: Prefe
 def test_a_correction_is_a_new_row_and_the_last_one_counts(store: PreferenceStore) -> None:
     first = store.judge(SAID)
     second = store.judge(replace(SAID, ranks=(1, 0, 0), corrects=first))
-    third = store.judge(replace(SAID, verdict="all_bad", ranks=(), corrects=second))
+    third = store.judge(replace(SAID, verdict="all_bad", ranks=(), soft=(), corrects=second))
     bobs = store.judge(replace(SAID, annotator="bob", ranks=(0, 0, 1)))
     assert [kept.judgement_id for kept in store.history()] == [first, second, third, bobs]
     assert [kept.judgement_id for kept in store.judgements()] == [third, bobs]
@@ -98,6 +113,9 @@ def test_a_correction_is_a_new_row_and_the_last_one_counts(store: PreferenceStor
         (replace(SAID, annotator="eve"), "annotator 'eve' is not in the store"),
         (replace(SAID, ranks=(0, 1)), r"ranks \(\(0, 1\)\) must be 3 whole numbers"),
         (replace(SAID, ranks=(0, 1, True)), r"must be 3 whole numbers"),
+        (replace(SAID, soft=(SoftLabel(0, 3, 0.5),)), "must name two of 3 ranked candidates"),
+        (replace(SAID, soft=(SoftLabel(1, 1, 0.5),)), "must name two of 3 ranked candidates"),
+        (replace(SAID, soft=(SoftLabel(0, 1, 1.5),)), "and a probability from 0 to 1"),
         (replace(SAID, verdict="skipped"), "go with the verdict ranked, not skipped"),
         (replace(SAID, ratings={"honest": (1.0,)}), "ratings of 'honest' must be 3 numbers"),
         (replace(SAID, shown_order=(0, 0, 1)), "must name each of 3 candidates once"),
@@ -165,8 +183,9 @@ def test_what_was_acknowledged_before_a_kill_is_there(store: PreferenceStore, tm
     assert process.stdout is not None
     answered = [int(process.stdout.readline()) for _ in range(7)]
     process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate(timeout=30)
-    answered += [int(line) for line in rest.split()]
+    answered += [int(line) for line in process.stdout.read().split()]  # communicate() would lose what was read ahead
+    process.stdout.close()
+    process.wait(timeout=30)
     kept = [each.judgement_id for each in store.history()]
     assert kept[: len(answered)] == answered
     assert len(kept) <= len(answered) + 1  # one may have been committed and not yet said

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from click.testing import Result
@@ -13,8 +14,13 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from rlhf_ray.config.load import load_config, to_yaml
+from rlhf_ray.data.world import WorldTask
+from rlhf_ray.data.world_demonstrations import good_response
+from rlhf_ray.feedback.records import Candidate, Item, Judgement
+from rlhf_ray.feedback.store import open_store
+from rlhf_ray.records import Message, SoftLabel, TextPrompt
 
-COMMANDS = ("pipeline", "sft", "reward", "ppo", "dpo", "raft", "evaluate", "report", "generate", "submit")
+COMMANDS = ("pipeline", "sft", "reward", "ppo", "dpo", "raft", "evaluate", "iterate", "report", "generate", "submit")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +48,23 @@ def error_of(result: Result) -> str:
 # ------------------------------------------------------------------------------------------------------- every command
 def test_these_are_the_commands() -> None:
     assert sorted(command.callback.__name__ for command in app.registered_commands if command.callback) == sorted(
-        [*COMMANDS, "replay"]
+        [
+            *COMMANDS,
+            *(
+                "chat",
+                "doctor",
+                "drift",
+                "export",
+                "label",
+                "metrics",
+                "plan",
+                "replay",
+                "resume_paused",
+                "scale",
+                "status",
+                "view",
+            ),
+        ]
     )
 
 
@@ -186,3 +208,65 @@ def test_a_store_or_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None
 def test_a_shape_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
     said = error_of(run("feedback", "export", tmp_path / "labels.db", tmp_path / "x.jsonl", "--shape", "csv"))
     assert said.startswith("error: --shape ('csv') is no shape; choose one of store, rankings, pairs")
+
+
+# ---------------------------------------------------------------------------------------------------------------- judge
+def test_a_run_without_a_judge_or_a_constitution_is_told_what_to_set(config_file: Path) -> None:
+    assert error_of(run("judge", "run", config_file)).endswith(
+        "judge.kind ('none') leaves nobody to judge; use judge.kind=model, endpoint or simulated"
+    )
+    assert "leaves nobody to criticise and revise" in error_of(run("constitution", "revise", config_file))
+    message = error_of(run("constitution", "revise", config_file, "judge.kind=simulated"))
+    assert message.endswith("judge.constitution=configs/constitutions/helpful_honest_harmless.yaml")
+
+
+def test_people_s_part_of_a_judged_store_goes_out_is_compared_and_comes_back(tmp_path: Path) -> None:
+    store, review = tmp_path / "judged.db", tmp_path / "review.db"
+    with open_store(str(store), create=True) as opened:
+        for number in range(20):
+            prompt = TextPrompt(f"p{number}", (Message("user", f"q{number}"),))
+            [item_id] = opened.add_items([Item(prompt, (Candidate("yes"), Candidate("no")))])
+            opened.add_annotators(["gpt"], "judge")
+            soft = (SoftLabel(0, 1, 0.55 + number / 50),)
+            opened.judge(Judgement(item_id, "gpt", ranks=(0, 1), soft=soft))
+    done = run("judge", "review", store, "--output", review, "--strategy", "below", "--threshold", "0.75")
+    assert done.stdout.splitlines() == [f"10 of 20 items for people: {review}", "10 judgements given up"]
+    assert "holds no judgement of people yet" in error_of(run("judge", "agreement", store, review))
+    with open_store(str(review)) as opened:
+        opened.add_annotators(["ann"], "human")
+        for place, item_id in enumerate(opened.items()):
+            opened.judge(Judgement(item_id, "ann", ranks=(0, 1) if place < 8 else (1, 0)))
+    said = run("judge", "agreement", store, review).stdout.splitlines()
+    assert said[0] == "gpt: 10 of 10 items reviewed"
+    assert said[1] == "all 10 were to be reviewed: this tells nothing of the other 10"
+    assert said[2].startswith("people agree with the judge on 0.800 (95% interval 0.4")
+    assert run("judge", "adopt", store, review).stdout == f"10 new judgements, 0 of the judge's given up: {store}\n"
+    with open_store(str(store)) as opened:
+        assert [ranking.annotator for ranking in opened.rankings()] == ["gpt"] * 10 + ["ann"] * 10
+
+
+def test_a_simulated_judge_judges_a_store_without_a_cluster_and_again_for_nothing(
+    config_file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "labels.db"
+    world = WorldTask(load_config(config_file).data.world)
+    prompts = world.prompts("train")[:6]
+    with open_store(str(store), create=True) as opened:
+        shown = Random(0)
+        good = [good_response(prompt, shown) for prompt in prompts]
+        opened.add_items(
+            Item(prompt, (Candidate("I do not know."), Candidate(text)))
+            for prompt, text in zip(prompts, good, strict=True)
+        )
+    settings = ("judge.kind=simulated", f"judge.store={store}")
+    done = run("judge", "run", config_file, *settings)
+    assert done.exit_code == 0, done.output
+    assert "6 items judged, 0 before" in done.stdout
+    assert "12 questions asked" in done.stdout
+    with open_store(str(store)) as opened:
+        assert [ranking.ranks for ranking in opened.rankings()] == [(1, 0)] * 6
+    again = run("judge", "run", config_file, *settings)
+    assert "0 items judged, 6 before" in again.stdout
+    assert "0 questions asked, 0 answered before; 0 tokens now" in again.stdout
+    told = error_of(run("judge", "run", config_file, "judge.kind=simulated", f"judge.store={tmp_path}/no.db"))
+    assert "judge.store ('" in told

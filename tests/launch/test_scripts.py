@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ PINNED = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[0-9][0-9a-z.]
 def run(script: Path, *arguments: str, environment: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(script), *arguments],
-        env={**os.environ, **environment},
+        env={**os.environ, "RLHF_RAY_NO_BROWSER": "1", **environment},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -155,6 +156,21 @@ def test_checks_run_before_all_tests_and_not_before_chosen_ones(tmp_path: Path) 
     assert second_start("test.sh", "-k", "kl", extras="cpu,dev", cwd=tmp_path) == ["pytest -k kl"]
 
 
+def test_set_up_for_tests_says_what_to_do_where_there_is_no_browser(tmp_path: Path) -> None:
+    venv = finished_environment(tmp_path / "venv", "cpu,dev")
+    for tool in ("bash", "cat", "cksum", "cut", "dirname", "grep", "tr", "uname"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    executable(tmp_path / "id", "#!/bin/sh\necho 1000\n")  # not root: nothing can be installed
+    environment = {"PATH": str(tmp_path), "RLHF_RAY_VENV": str(venv)}
+    done = run(LAUNCH / "setup.sh", "--dev", environment={**environment, "RLHF_RAY_NO_BROWSER": ""}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "apt-get install chromium" in done.stdout
+    assert run(LAUNCH / "setup.sh", "--dev", environment=environment, cwd=tmp_path).stdout == ""
+    executable(tmp_path / "chromium", "#!/bin/sh\n")
+    environment["RLHF_RAY_NO_BROWSER"] = ""
+    assert run(LAUNCH / "setup.sh", "--dev", environment=environment, cwd=tmp_path).stdout == ""
+
+
 # --------------------------------------------------------------------------------------------------------- constraints
 @pytest.mark.parametrize("flavour", ["cpu", "gpu"])
 def test_every_direct_dependency_is_pinned_to_a_version_that_its_range_allows(flavour: str) -> None:
@@ -188,34 +204,95 @@ def test_the_batch_script_reads_its_options_before_its_first_command() -> None:
     assert max(options) < first_command
 
 
-def test_the_batch_script_starts_a_head_and_nodes_and_ends_with_its_driver(tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
+def slurm_environment(tmp_path: Path, job: int) -> dict[str, str]:
+    return {
+        "CALLS": str(tmp_path / "calls"),
+        "RLHF_RAY_VENV": str(tmp_path / "venv"),
+        "SLURM_JOB_ID": str(job),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_SUBMIT_DIR": str(CHECKOUT),
+    }
+
+
+@pytest.mark.parametrize("trainer_nodes", ["", "1"])
+def test_the_batch_script_starts_a_head_and_nodes_and_ends_with_its_driver(tmp_path: Path, trainer_nodes: str) -> None:
     executable(tmp_path / "venv" / "bin" / "scontrol", "#!/bin/sh\necho n1; echo n2\n")
     executable(
         tmp_path / "venv" / "bin" / "srun",
         '#!/bin/sh\necho "$RAY_ADDRESS $@" >> "$CALLS"\n'
-        'case "$*" in *"ray start"*) exec sleep 60;; *launch.nodes*) sleep 0.5;; *) exit 3;; esac\n',
+        'case "$*" in *"ray start"*) exec sleep 60;; *launch.nodes*) sleep 0.5;; *"rm -rf"*) ;; *) exit 3;; esac\n',
     )
-    environment = {
-        "CALLS": str(calls),
-        "RLHF_RAY_VENV": str(tmp_path / "venv"),
-        "SLURM_JOB_ID": "42",
-        "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_SUBMIT_DIR": str(CHECKOUT),
-    }
-    started = time.monotonic()
+    environment = {**slurm_environment(tmp_path, 42), "RLHF_RAY_TRAINER_NODES": trainer_nodes}
     done = run(LAUNCH / "slurm" / "pipeline.sbatch", "a.yaml", "x=1", environment=environment, cwd=tmp_path)
-    assert done.returncode == 3  # the driver's
-    assert time.monotonic() - started < 10  # the nodes were told to stop
+    assert done.returncode == 3, done.stderr  # the driver's; and the nodes were told to stop, or it would be a minute
     step = "--nodes=1 --ntasks=1 --overlap --nodelist"
-    lines = calls.read_text().splitlines()
-    assert sorted(lines) == [
-        f" {step}=n1 ray start --block --disable-usage-stats --head --port=20042 --include-dashboard=false",
-        f" {step}=n2 ray start --block --disable-usage-stats --address=n1:20042",
-        f"n1:20042 {step}=n1 python -m launch.cli pipeline a.yaml x=1",
+    start = "ray start --block --disable-usage-stats --resources="
+    first, second = ('{"trainer": 1, "server": 1}', '{"generator": 1}') if trainer_nodes else ("{}", "{}")
+    lines = (tmp_path / "calls").read_text().splitlines()
+    head = "--head --port=20042 --temp-dir=/tmp/ray-42 --include-dashboard=false"
+    started, others = ([line for line in lines if (" ray start " in line) is wanted] for wanted in (True, False))
+    assert sorted(started) == sorted(
+        [f" {step}=n1 {start}{first} {head}", f" {step}=n2 {start}{second} --address=n1:20042"]
+    )
+    assert others == [
         f"n1:20042 {step}=n1 python -m launch.nodes 2",
+        f"n1:20042 {step}=n1 python -m launch.cli pipeline a.yaml x=1",
+        "n1:20042 --nodes=2 --ntasks-per-node=1 --overlap rm -rf /tmp/ray-42",
     ]
-    assert lines[-1].endswith("launch.cli pipeline a.yaml x=1")
+
+
+def test_before_its_time_ends_the_batch_script_tells_its_driver_and_waits_for_it(tmp_path: Path) -> None:
+    executable(tmp_path / "venv" / "bin" / "scontrol", "#!/bin/sh\necho n1\n")
+    executable(
+        tmp_path / "venv" / "bin" / "srun",
+        '#!/bin/bash\ncase "$*" in *"ray start"*) exec sleep 60;; *launch.cli*) ;; *) exit 0;; esac\n'
+        'trap \'echo saved >> "$CALLS"; exit 5\' TERM\necho begun >> "$CALLS"\nsleep 60 & wait\n',
+    )
+    environment = {**os.environ, **slurm_environment(tmp_path, 43)}
+    script = subprocess.Popen([LAUNCH / "slurm" / "pipeline.sbatch", "a.yaml"], env=environment, cwd=tmp_path)
+    while not (tmp_path / "calls").exists():
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=60) == 5
+    assert (tmp_path / "calls").read_text().split() == ["begun", "saved"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_batch_script_brings_up_two_ray_nodes_and_its_driver_sees_them(tmp_path: Path) -> None:
+    """The stand-ins run what they are given, all on this machine; the driver is a small program."""
+    job = 100_000 + os.getpid() % 10_000
+    programs = tmp_path / "venv" / "bin"
+    executable(programs / "scontrol", "#!/bin/sh\nhostname -I | tr ' ' '\\n' | head -1 | sed 'p'\n")
+    executable(programs / "srun", '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    small = f"--num-cpus=1 --object-store-memory={80 * 2**20}"
+    executable(programs / "ray", f'#!/bin/sh\nexec {sys.executable} -m ray.scripts.scripts "$@" {small}\n')
+    program = (
+        "import ray; ray.init(address='auto', log_to_driver=False); "
+        "alive = [n for n in ray.nodes() if n['Alive']]; "
+        "there = ray.remote(lambda: ray.get_runtime_context().get_node_id()); "
+        "[put] = {ray.get(there.options(resources={'generator': 0.1}).remote())}; "
+        "print('nodes', len(alive), 'placed', put in {n['NodeID'] for n in alive if 'generator' in n['Resources']})"
+    )
+    executable(
+        programs / "python",
+        f'#!/bin/sh\ncase "$*" in *launch.cli*) exec {sys.executable} -c "{program}";; esac\n'
+        f'exec {sys.executable} "$@"\n',
+    )
+    done = subprocess.run(
+        [LAUNCH / "slurm" / "pipeline.sbatch", "a.yaml"],
+        env={**os.environ, **slurm_environment(tmp_path, job), "RLHF_RAY_TRAINER_NODES": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert "nodes 2 placed True" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+    assert not Path(f"/tmp/ray-{job}").exists()
 
 
 @pytest.mark.parametrize(("counts", "came"), [([0, 1, 2], True), ([0, 1, 1, 1, 1, 1], False)])
@@ -233,7 +310,7 @@ def test_waiting_for_nodes_ends_with_the_last_one_or_with_patience(
 
 
 def test_every_line_of_the_container_file_is_an_instruction_and_copies_what_exists() -> None:
-    text = re.sub(r"\\\n\s*", "", (LAUNCH / "container" / "Dockerfile").read_text())
+    text = re.sub(r"\\\n\s*", "", (LAUNCH / "container" / "Containerfile").read_text())
     instructions = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     known = {"ARG", "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT", "CMD"}
     assert {words[0] for words in instructions} <= known

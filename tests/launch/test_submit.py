@@ -11,22 +11,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from launch import ray_jobs, submit
+from launch.head import DEFAULT_ADDRESS, SubmissionError, connect, find_head, use_the_token_that_is_there
 from launch.submit import (
     CHECKOUT,
-    DEFAULT_ADDRESS,
     NOT_SHIPPED,
-    SubmissionError,
-    connect,
+    Job,
+    JobResources,
+    custom_resources,
     environment_by_name,
-    find_head,
+    environment_of,
     pipeline_command,
+    read_runtime_env,
     submit_command,
 )
 from rlhf_ray.errors import ConfigError
@@ -89,8 +94,8 @@ def test_what_the_pipeline_would_refuse_is_refused_before_anything_is_sent(tmp_p
 def test_variables_are_passed_by_name_and_a_missing_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREETING", "hello")
     monkeypatch.delenv("ABSENT", raising=False)
-    assert environment_by_name(["GREETING"]) == {"GREETING": "hello"}
-    with pytest.raises(SubmissionError, match=r"pass_env \(ABSENT\) must name variables that are set here"):
+    assert environment_by_name(["GREETING", "A=b=c"]) == {"GREETING": "hello", "A": "b=c"}
+    with pytest.raises(SubmissionError, match=r"--env \(ABSENT\) must name variables that are set here"):
         environment_by_name(["GREETING", "ABSENT"])
 
 
@@ -117,6 +122,158 @@ def test_an_address_for_clients_is_refused() -> None:
         submit_command("true", address="ray://head:10001")
 
 
+def test_a_token_at_hand_is_used_unless_something_else_was_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    use_the_token_that_is_there()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    use_the_token_that_is_there()
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    use_the_token_that_is_there()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+# ----------------------------------------------------------------------------------------------------- a client of ours
+class FakeClient:
+    """Takes one job; its log grows by a line a look, and it ends as it is told to."""
+
+    def __init__(self) -> None:
+        self.submitted: dict[str, Any] = {}
+        self.refusal: Exception | None = None
+        self.ends = ["RUNNING", "SUCCEEDED"]
+        self.stopped = False
+
+    def submit_job(self, **arguments: Any) -> str:
+        if self.refusal is not None:
+            raise self.refusal
+        self.submitted = arguments
+        return "job_1"
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        for piece in ("one\n", "two\n"):
+            yield piece
+
+    def get_job_status(self, submission_id: str) -> Any:
+        if submission_id != "job_1":
+            raise RuntimeError("Request failed with status code 404: Job does not exist.")
+        name = "STOPPED" if self.stopped else self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
+        return SimpleNamespace(value=name, is_terminal=lambda: name in ("SUCCEEDED", "FAILED", "STOPPED"))
+
+    def get_job_info(self, submission_id: str) -> Any:
+        return SimpleNamespace(status=self.get_job_status(submission_id), driver_exit_code=0, message=None)
+
+    def stop_job(self, submission_id: str) -> None:
+        self.get_job_status(submission_id)
+        self.stopped = True
+
+    def list_jobs(self) -> list[Any]:
+        status = SimpleNamespace(value="RUNNING")
+        row = {"status": status, "end_time": None, "entrypoint": "python x"}
+        return [
+            SimpleNamespace(submission_id="late", start_time=9000, **row),
+            SimpleNamespace(submission_id=None, start_time=1000, **row),
+            SimpleNamespace(submission_id="early", start_time=2000, **{**row, "end_time": 5000}),
+        ]
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    fake = FakeClient()
+    for module in (submit, ray_jobs):
+        monkeypatch.setattr(module, "connect", lambda head: fake)
+        monkeypatch.setattr(module, "POLL_INTERVAL_S", 0.0)
+    return fake
+
+
+def test_a_job_takes_its_resources_its_variables_and_its_runtime_environment_along(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    (tmp_path / "env.yaml").write_text("pip: [emoji]\nenv_vars: {A: '1', B: '2'}\nexcludes: [big]\n")
+    job = Job(
+        working_dir=tmp_path,
+        runtime_env=read_runtime_env(tmp_path / "env.yaml"),
+        environment=["B=3"],
+        resources=JobResources(2.0, 0.0, 1.5, custom_resources(["trainer=1"])),
+        submission_id="mine",
+    )
+    said: list[str] = []
+    ended = submit_command("true", job=job, follow=False, write=said.append)
+    assert client.submitted == {
+        "entrypoint": "true",
+        "submission_id": "mine",
+        "entrypoint_num_cpus": 2.0,
+        "entrypoint_memory": 1.5 * 2**30,
+        "entrypoint_resources": {"trainer": 1.0},
+        "runtime_env": {
+            "working_dir": str(tmp_path),
+            "excludes": [*NOT_SHIPPED, "big"],
+            "pip": ["emoji"],
+            "env_vars": {"A": "1", "B": "3"},
+        },
+    }
+    assert (ended.status, ended.exit_code) == ("SUBMITTED", 0)
+    assert said[-1] == "follow it with: rlhf-ray jobs logs job_1 --follow\n"
+
+
+def test_a_job_is_followed_to_its_end(client: FakeClient) -> None:
+    said: list[str] = []
+    ended = submit_command("true", write=said.append)
+    assert said[1:] == ["one\n", "two\n"]
+    assert ended.status == "SUCCEEDED"
+
+
+def test_what_is_not_a_runtime_environment_or_a_resource_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "env.yaml").write_text("- pip\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        read_runtime_env(tmp_path / "env.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_runtime_env(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"--resource \('trainer'\) must be NAME=AMOUNT"):
+        custom_resources(["trainer"])
+    with pytest.raises(ConfigError, match=r"entrypoint\.num_gpus"):
+        JobResources(num_gpus=-1)
+    assert environment_of(Job())["env_vars"] == {}
+
+
+def test_a_folder_that_is_too_large_is_refused_with_what_makes_it_so(client: FakeClient, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights").write_bytes(b"0" * 3 * 2**20)
+    (tmp_path / "small").write_bytes(b"0")
+    (tmp_path / "runs").mkdir()
+    client.refusal = ValueError("Package size (600MiB) exceeds the maximum size of 500MiB. More words")
+    with pytest.raises(SubmissionError, match=r"Largest: models \(3 MiB\), small \(0 MiB\)\n.*\.gitignore"):
+        submit_command("true", job=Job(working_dir=tmp_path))
+
+
+def test_jobs_are_listed_by_their_start_and_drivers_that_nobody_submitted_are_left_out(client: FakeClient) -> None:
+    rows = ray_jobs.list_jobs(None, now=lambda: 19.0)
+    assert [(row.submission_id, row.seconds) for row in rows] == [("early", 3.0), ("late", 10.0)]
+    lines = ray_jobs.table(rows)
+    assert len(lines) == 3
+    assert lines[1].split() == ["early", "RUNNING", "1970-01-01", "00:00:02", "3", "s", "python", "x"]
+
+
+def test_a_job_that_is_stopped_is_waited_for_and_an_unknown_one_is_an_error(client: FakeClient) -> None:
+    with pytest.raises(SubmissionError, match=r"knows no job job_2; `rlhf-ray jobs list`"):
+        ray_jobs.stop("job_2", address=None)
+    assert ray_jobs.stop("job_1", address=None).status == "STOPPED"
+
+
+def test_a_log_that_is_followed_ends_with_its_job(client: FakeClient) -> None:
+    said: list[str] = []
+    ended = ray_jobs.write_logs("job_1", address=None, follow=True, write=said.append)
+    assert said == ["one\n", "two\n"]
+    assert ended is not None
+    assert ended.status == "SUCCEEDED"
+
+
 # ---------------------------------------------------------------------------------------------------------- a real head
 @dataclass(frozen=True)
 class LocalHead:
@@ -128,8 +285,8 @@ class LocalHead:
     def submit(self, entry_point: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Submit from a process of its own: Ray reads its authentication settings once per process."""
         program = (
-            "import sys; from launch.submit import submit_command; "
-            "o = submit_command(sys.argv[1], address=sys.argv[2], pass_env=['GREETING']); "
+            "import sys; from launch.submit import Job, submit_command; "
+            "o = submit_command(sys.argv[1], address=sys.argv[2], job=Job(environment=['GREETING'])); "
             "print('ended', o.status); sys.exit(o.exit_code)"
         )
         return subprocess.run(
@@ -240,6 +397,24 @@ def test_a_head_that_asks_for_a_token_refuses_with_a_remedy(head: LocalHead) -> 
     assert done.returncode == 1
     assert "refuses this client (RAY_AUTH_MODE here: disabled)" in done.stderr
     assert "must be the same for the head, its drivers and this command" in done.stderr
+
+
+@pytest.mark.integration
+def test_jobs_are_listed_stopped_and_their_logs_read(head: LocalHead) -> None:
+    jobs = [sys.executable, "-m", "launch.cli", "jobs"]
+    there = ["--address", head.address]
+    program = (
+        "import sys; from launch.submit import Job, submit_command; "
+        "submit_command('echo begun; sleep 600', address=sys.argv[1], job=Job(submission_id='sleeper'), follow=False)"
+    )
+    assert run_on(head, [sys.executable, "-c", program, head.address]).returncode == 0
+    stopped = run_on(head, [*jobs, "stop", "sleeper", *there])
+    assert stopped.stdout == "job sleeper: stopped\n", stopped.stderr
+    listed = run_on(head, [*jobs, "list", *there])
+    assert any(line.split()[:2] == ["sleeper", "STOPPED"] for line in listed.stdout.splitlines()), listed.stderr
+    unknown = run_on(head, [*jobs, "logs", "nobody", *there])
+    assert unknown.returncode == 2
+    assert "knows no job nobody" in unknown.stderr
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import GradedResponse
 from rlhf_ray.metrics.report_data import AccuracyRow, Artefact, CalibrationBin, ReportData
 from rlhf_ray.metrics.sinks import MetricRow
@@ -28,6 +29,10 @@ def made_up_report(*, num_prompts: int = 100, has_gold: bool = True, num_steps: 
             AccuracyRow("length rule (longer wins)", 571.5, 1000),
             AccuracyRow("reward model, chosen is longer", 471, 560),
             AccuracyRow("reward model, chosen is not longer", 341, 440),
+        ),
+        edits=(
+            EditRow("length: a sentence that says nothing", 0.31, 0.22, 0.4, 200),
+            EditRow("bold: the first sentence", -0.02, -0.09, 0.05, 200),
         ),
         calibration=tuple(CalibrationBin(0.05 + 0.1 * i, 8 * i + 5, 90) for i in range(10)),
         stage_seconds={"SFT": 212.0, "Comparisons": 95.0, "Reward model": 143.0, "PPO": 1260.0, "Evaluation": 61.0},

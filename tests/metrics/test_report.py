@@ -18,6 +18,7 @@ from rlhf_ray.metrics.report_tables import (
     MAIN_TABLES,
     RECORD_TABLES,
     TIME_TABLES,
+    edits_table,
     format_change,
     format_value,
     grades_table,
@@ -93,7 +94,7 @@ def test_every_table_and_figure_is_on_the_page_and_every_figure_is_a_png(written
     page.feed(written.read_text(encoding="utf-8"))
     tables = [table for build in (*MAIN_TABLES, *TIME_TABLES, *RECORD_TABLES) if (table := build(data)) is not None]
     assert {table.key for table in tables} == {
-        "summary", "kinds", "reward_model", "time", "lineage", "versions", "definitions",
+        "summary", "kinds", "reward_model", "edits", "time", "lineage", "versions", "definitions",
     }  # fmt: skip
     assert {f"table-{table.key}" for table in tables} <= page.ids
     drawn = {name.removeprefix("plot-") for name in page.ids if name.startswith("plot-")}
@@ -266,3 +267,13 @@ def test_the_words_are_those_of_the_method(tmp_path: Path) -> None:
     page = page_of(data, tmp_path)
     assert "DPO - SFT" in page.text
     assert "PPO - SFT" not in page.text
+
+
+def test_an_edit_that_moves_the_score_is_marked_and_one_that_may_not_is_not() -> None:
+    table = edits_table(made_up_report(num_prompts=5))
+    assert table is not None
+    assert [(row[1].text, row[1].detail, row[1].tone) for row in table.rows] == [
+        ("+0.310", "0.220 to 0.400", "bad"),
+        ("-0.020", "-0.090 to 0.050", ""),
+    ]
+    assert edits_table(replace(made_up_report(num_prompts=5), edits=())) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.metrics import text
+from rlhf_ray.metrics.registry import require_registered
 
 TEXTS = ["a b a b", "a b c"]
 
@@ -85,18 +88,65 @@ def test_other_uses_of_their_words_are_not(response: str) -> None:
     assert not text.is_refusal(response)
 
 
+@pytest.mark.parametrize("response", ["Yes, it is.", "You are right. Red.", "You\u2019re so right!", "*Indeed*"])
+def test_a_response_that_begins_with_agreement_agrees(response: str) -> None:
+    assert text.agrees(response)
+
+
+@pytest.mark.parametrize("response", ["No, yes.", "The right door", "You are here", "Yesterday", "That is not it"])
+def test_one_that_begins_otherwise_does_not(response: str) -> None:
+    assert not text.agrees(response)
+
+
 def test_text_measures_hold_every_measure_of_the_set() -> None:
-    assert text.text_measures([*TEXTS, "- **x** y z\n- **x** y z", "I cannot help you"]) == text.TextMeasures(
-        num_responses=4,
-        mean_words=(4 + 3 + 8 + 4) / 4,
-        distinct_1=11 / 19,
-        distinct_2=10 / 15,
-        repetition_3=((1 - 2 / 2) + 0 + (1 - 4 / 6) + 0) / 4,
-        list_share=0.25,
-        bold_share=0.25,
-        refusal_share=0.25,
-    )
+    measures = text.text_measures([*TEXTS, "- **x** y z\n- **x** y z", "I cannot help you"])
+    assert measures == {
+        "words": (4 + 3 + 8 + 4) / 4,
+        "distinct_1": 11 / 19,
+        "distinct_2": 10 / 15,
+        "repetition_3": ((1 - 2 / 2) + 0 + (1 - 4 / 6) + 0) / 4,
+        "lists": 0.25,
+        "bold": 0.25,
+        "headings": 0.0,
+        "emoji": 0.0,
+        "hedges": 0.0,
+        "apologies": 0.0,
+        "refusals": 0.25,
+        "agreements": 0.0,
+    }
 
 
 def test_no_response_measures_zero_everywhere() -> None:
-    assert text.text_measures([]) == text.TextMeasures(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert set(text.text_measures([]).values()) == {0.0}
+
+
+def test_headings_emoji_hedges_and_apologies_are_shares_of_responses() -> None:
+    texts = ["# Plan\n#tag", "I\u2019m not sure. Sorry!", "Sun \u2600 and \U0001f600", "Nothing of it: \u00e9, #1."]
+    measures = text.text_measures(texts)
+    assert [measures[name] for name in ("headings", "emoji", "hedges", "apologies")] == [0.25] * 4
+
+
+def test_bleu_by_hand() -> None:
+    # 1: 3/4, 2: (2+1)/(3+1), 3: (1+1)/(2+1), 4: (0+1)/(1+1); the reference is as long.
+    expected = (3 / 4 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert text.bleu("a b c x", ["a b c d"]) == pytest.approx(expected)
+
+
+def test_bleu_counts_a_word_as_often_as_a_reference_has_it_and_punishes_shortness() -> None:
+    assert text.bleu("a a", ["a"]) == pytest.approx((1 / 2 * 1 / 2) ** 0.5)
+    assert text.bleu("a", ["a a a"]) == pytest.approx(math.exp(1 - 3))
+
+
+def test_self_bleu_is_one_where_all_answers_are_the_same_and_zero_where_nothing_is_shared() -> None:
+    assert text.self_bleu([["a b c d e"] * 3]) == pytest.approx(1.0)
+    assert text.self_bleu([["a b", "c d"]]) == 0.0
+    assert text.self_bleu([["", "a"]]) == 0.0
+
+
+def test_self_bleu_is_measured_only_within_prompts_that_have_several_responses() -> None:
+    assert "self_bleu" not in text.text_measures(["a b", "a b"], ["p", "q"])
+    assert text.text_measures(["a b", "c d", "a b"], ["p", "q", "p"])["self_bleu"] == pytest.approx(1.0)
+
+
+def test_every_measure_is_in_the_registry() -> None:
+    require_registered([f"text/{name}" for name in (*text.MEASURES, "self_bleu")])

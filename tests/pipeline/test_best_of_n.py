@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_ray.metrics.evaluation import GradedResponse
-from rlhf_ray.pipeline.evaluation import best_of_n, total_score
+from rlhf_ray.pipeline.evaluation import best_of_n, shown_parts, total_score
 from rlhf_ray.pipeline.raft import best_of_each
 from rlhf_ray.records import Rollout, Score
 
@@ -47,3 +47,8 @@ def test_an_answer_is_the_best_of_n_and_its_kl_what_choosing_costs_at_most() -> 
 def test_a_score_is_what_is_earned_on_the_way_and_at_the_end() -> None:
     assert total_score(Score(1.5, step_rewards=((0, 0.25), (1, -1.0)))) == pytest.approx(0.75)
     assert total_score(Score(math.nan, failed="timeout")) is None
+
+
+def test_axes_and_disagreement_are_shown_and_single_members_are_not() -> None:
+    parts = {"learned": 1.0, "learned.helpful": 0.5, "learned.std": 0.25, "learned.member_1": 0.9, "short": 1.0}
+    assert shown_parts(Score(2.0, parts)) == {"learned.helpful": 0.5, "learned.std": 0.25}

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.config.judge import BudgetConfig, JudgeConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.reward_model import ComparisonConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.chat import set_chat_template
 from rlhf_ray.errors import DataError
+from rlhf_ray.feedback.store import open_store
+from rlhf_ray.judging.budget import BudgetError
 from rlhf_ray.pipeline.artefacts import Artefact
 from rlhf_ray.pipeline.comparison import compare, read_rankings, spread, write_rankings
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.records import GenerationRequest, Message, Ranking, Rollout, SamplingSettings
-from rlhf_ray.roles import RolloutShard
-from tests.pipeline.fakes import FakeTask, make_context, prompt, ranking
-
-LETTERS = tuple(range(100, 110))  # token ids of a few letters
+from rlhf_ray.records import Message, Ranking, SoftLabel
+from tests.pipeline.fakes import FakeTask, SamplingFleet, make_context, prompt, ranking
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -38,6 +35,8 @@ def test_rankings_survive_a_round_trip(tmp_path: Path) -> None:
             annotator="Ann",
             response_token_ids=((5, 6, 1), (1,)),
             kind="greeting",
+            soft=(SoftLabel(0, 1, 0.125),),
+            axis="helpful",
         ),
         ranking(2, (0, 0, 1)),
     ]
@@ -68,66 +67,22 @@ def test_a_list_sorted_by_kind_keeps_its_shares() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
-class Generator:
-    """Answers a request with as many letters as its seed says; last shards first."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[float, list[int]]] = []
-
-    async def generate(
-        self, requests: Sequence[GenerationRequest], settings: SamplingSettings
-    ) -> AsyncIterator[RolloutShard]:
-        self.calls.append((settings.temperature, [r.order for r in requests]))
-        for start in reversed(range(0, len(requests), 3)):
-            rollouts = tuple(self._rollout(request) for request in requests[start : start + 3])
-            yield RolloutShard(tuple(r.summary for r in rollouts), rollouts)
-
-    def _rollout(self, request: GenerationRequest) -> Rollout:
-        ids = np.array([*LETTERS[: 1 + request.seed % 9], 1], dtype=np.int32)
-        return Rollout(
-            rollout_id=request.rollout_id,
-            prompt_id=request.prompt_id,
-            order=request.order,
-            prompt_ids=request.prompt_ids,
-            response_ids=ids,
-            rollout_logprobs=np.zeros(len(ids), dtype=np.float32),
-            policy_versions=np.zeros(len(ids), dtype=np.int32),
-            finish_reason="stop",
-            seed=request.seed,
-        )
-
-
-class Fleet:
-    """One scope, whose only role is a generator."""
-
-    def __init__(self) -> None:
-        self.generator = Generator()
-        self.served: list[str] = []
-
-    @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Any]:
-        yield self
-
-    async def generators(self, model_path: str) -> Generator:
-        self.served.append(model_path)
-        return self.generator
-
-    async def fetch(self, ref: Any) -> Any:
-        return ref
-
-
-async def compared(tmp_path: Path, checkpoint: Path, task: FakeTask, config: ComparisonConfig) -> tuple[Context, Fleet]:
+async def compared(
+    tmp_path: Path, checkpoint: Path, task: FakeTask, config: ComparisonConfig, judge: JudgeConfig | None = None
+) -> tuple[Context, SamplingFleet]:
     """A context in which the stage ``comparison`` has run, with ``checkpoint`` for the SFT model."""
     model = ModelConfig(path=str(checkpoint), chat_template="compact", max_length=60)
-    context = make_context(tmp_path, replace(RunConfig(), model=model, comparison=config), task)
-    fleet = Fleet()
+    context = make_context(
+        tmp_path, replace(RunConfig(), model=model, comparison=config, judge=judge or JudgeConfig()), task
+    )
+    fleet = SamplingFleet()
     context.fleet = fleet
     results = {"policy": str(checkpoint)}
     context.finished["sft"] = Artefact("sft", "k", {}, {}, "d", "v", "now", 0.0, results)
     context.finished["model"] = Artefact(
         "model", "k", {}, {}, "d", "v", "now", 0.0, {"tokenizer": str(checkpoint), "weights": str(checkpoint)}
     )
-    context.directory("comparison").mkdir(parents=True)
+    context.directory("comparison").mkdir(parents=True, exist_ok=True)
     artefact = Artefact("comparison", "k", {}, {}, "d", "v", "now", 0.0, await compare(context))
     context.finished["comparison"] = artefact
     return context, fleet
@@ -188,3 +143,94 @@ async def test_recorded_judgements_are_taken_as_they_are_and_nothing_is_started(
     assert fleet.served == []
     assert read_rankings(Path(results["train"])) == task.judged["train"]
     assert (results["train_pairs"], results["heldout_pairs"]) == (4, 1)
+
+
+async def test_soft_labels_may_be_left_out_for_the_ranks(tmp_path: Path, chat_checkpoint: Path) -> None:
+    task = FakeTask(has_annotators=False)
+    unsure = replace(ranking(1), soft=(SoftLabel(1, 0, 0.75),))
+    task.judged = {"train": [unsure], "heldout": [ranking(3)]}
+    for keep, wanted in ((True, unsure), (False, ranking(1))):
+        context, _ = await compared(tmp_path / str(keep), chat_checkpoint, task, ComparisonConfig(soft_labels=keep))
+        assert read_rankings(Path(context.results("comparison")["train"])) == [wanted]
+
+
+# ---------------------------------------------------------------------------------------------------------------- judge
+SIMULATED = JudgeConfig(kind="simulated", name="rule", error_rate=0.1)
+PAIRS = ComparisonConfig(num_prompts=40, num_heldout_prompts=4, responses_per_prompt=2)
+
+
+def forty() -> FakeTask:
+    task = FakeTask()
+    task.asked = {"train": [prompt(n) for n in range(40)], "heldout": [prompt(n) for n in range(50, 54)]}
+    return task
+
+
+async def test_a_judge_takes_its_share_of_the_training_prompts_and_people_all_others(
+    tmp_path: Path, chat_checkpoint: Path
+) -> None:
+    judge = replace(SIMULATED, share=0.5)
+    context, _ = await compared(tmp_path, chat_checkpoint, forty(), PAIRS, judge)
+    results = context.results("comparison")
+    train, heldout = (read_rankings(Path(results[split])) for split in ("train", "heldout"))
+    by = {name: [r for r in train if r.annotator == name] for name in ("rule", "length")}
+    assert len(by["rule"]) + len(by["length"]) == len({r.prompt_id for r in train}) == 40
+    assert 10 < len(by["rule"]) == results["judge_judged"] < 30
+    assert {r.annotator for r in heldout} == {"length"}
+    assert all(len(r.soft) == 1 and r.response_token_ids for r in by["rule"])
+    for each in by["rule"]:
+        [label] = each.soft
+        assert (label.probability > 0.5) == (each.ranks == (0, 1))
+    with open_store(str(context.directory("comparison") / "preferences.db")) as store:
+        assert len(store.items()) == len(by["rule"])
+        assert store.annotators() == {"rule": "judge"}
+        assert {c.model for item in store.items().values() for c in item.candidates} == {"sft"}
+
+
+async def test_a_judge_ranks_prompts_of_data_without_annotators_in_both_splits(
+    tmp_path: Path, chat_checkpoint: Path
+) -> None:
+    task = forty()
+    task.annotated = False
+    context, fleet = await compared(tmp_path, chat_checkpoint, task, PAIRS, SIMULATED)
+    assert len(fleet.served) == 1
+    for split, count in (("train", 40), ("heldout", 4)):
+        rankings = read_rankings(Path(context.results("comparison")[split]))
+        assert [r.annotator for r in rankings] == ["rule"] * count
+
+
+async def test_recorded_comparisons_are_taken_and_no_judge_is_asked(tmp_path: Path, chat_checkpoint: Path) -> None:
+    task = FakeTask(has_annotators=False)
+    task.judged = {"train": [ranking(1)], "heldout": [ranking(3)]}
+    context, fleet = await compared(tmp_path, chat_checkpoint, task, PAIRS, SIMULATED)
+    assert fleet.served == []
+    assert "judge_judged" not in context.results("comparison")
+
+
+async def test_a_budget_that_ends_keeps_its_judgements_and_a_larger_one_goes_on_from_there(
+    tmp_path: Path, chat_checkpoint: Path
+) -> None:
+    small = replace(SIMULATED, budget=BudgetConfig(max_tokens=2000), batch_size=10)
+    with pytest.raises(BudgetError, match="questions were not asked"):
+        await compared(tmp_path, chat_checkpoint, forty(), PAIRS, small)
+    with open_store(str(tmp_path / "comparison" / "preferences.db")) as store:
+        done = len(store.history())
+    assert 0 < done < 40
+    answered = (tmp_path / "judge" / "answers.jsonl").read_text().count("\n")
+    context, _ = await compared(tmp_path, chat_checkpoint, forty(), PAIRS, SIMULATED)
+    results = context.results("comparison")
+    assert (results["judge_judged"], results["judge_judged_before"]) == (40 - done, done)
+    keys = [json.loads(line)["key"] for line in (tmp_path / "judge" / "answers.jsonl").read_text().splitlines()]
+    assert len(set(keys)) == len(keys) == answered + results["judge_questions_asked"]
+
+
+async def test_answers_outlive_the_stage_so_that_doing_it_again_costs_nothing(
+    tmp_path: Path, chat_checkpoint: Path
+) -> None:
+    first, _ = await compared(tmp_path, chat_checkpoint, forty(), PAIRS, SIMULATED)
+    rankings = read_rankings(Path(first.results("comparison")["train"]))
+    (tmp_path / "comparison" / "preferences.db").unlink()
+    again, _ = await compared(tmp_path, chat_checkpoint, forty(), PAIRS, SIMULATED)
+    results = again.results("comparison")
+    assert (results["judge_judged"], results["judge_questions_asked"], results["judge_tokens"]) == (40, 0, 0)
+    assert results["judge_questions_answered_before"] == 80
+    assert read_rankings(Path(results["train"])) == rankings

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.config.dpo import DpoConfig, PreferenceLoss
 from rlhf_ray.config.model import ModelConfig, ScratchConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.reward_model import RewardModelConfig
@@ -21,8 +22,9 @@ from rlhf_ray.data.tokenizer import train_bpe_tokenizer
 from rlhf_ray.engines.models import build_scratch
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.pipeline.door import check_text, check_vocabulary, checkpoint_directory
+from rlhf_ray.pipeline.door import check_text, check_vocabulary, checkpoint_directory, require_soft_labels_fit
 from rlhf_ray.pipeline.run import NAMES, run_stages
+from rlhf_ray.records import SoftLabel
 from tests.pipeline.conftest import TINY
 from tests.pipeline.fakes import FakeTask, demonstration, make_context, prompt, ranking
 
@@ -59,6 +61,37 @@ def copy(source: Path, target: Path) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------------- text
+async def test_data_that_a_reward_model_names_must_be_there(tmp_path: Path, checkpoint: Path) -> None:
+    config = config_for(checkpoint, reward_model=RewardModelConfig(ood_preferences="nowhere.jsonl"))
+    context = await context_for(tmp_path, config, full_task(has_annotators=False))
+    with pytest.raises(
+        ConfigError, match=r"reward_model\.ood_preferences \('nowhere\.jsonl'\) must be a file that exists"
+    ):
+        check_text(context, set(NAMES))
+
+
+async def test_an_axis_that_nobody_has_rated_is_refused_before_anything_starts(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    ppo = PpoConfig(rollouts_per_step=4, num_minibatches=1, critic_initialise_from="sft")
+    config = config_for(checkpoint, ppo=ppo, reward_model=RewardModelConfig(axes=("helpful", "honest")))
+    context = await context_for(tmp_path, config, full_task(has_annotators=False))
+    with pytest.raises(DataError, match=r"reward_model\.axes names helpful, honest, of which there is no ranking"):
+        check_text(context, set(NAMES))
+
+
+@pytest.mark.parametrize("loss", ["robust", "hinge", "simpo", "orpo", "kto"])
+def test_a_loss_that_is_not_defined_for_soft_labels_refuses_them(loss: PreferenceLoss) -> None:
+    config = DpoConfig(loss=loss, label_smoothing=0.1 if loss == "robust" else 0.0)
+    unsure = replace(ranking(1), soft=(SoftLabel(0, 1, 0.9),))
+    with pytest.raises(
+        DataError, match=rf"1 of 2 rankings have soft labels, and dpo\.loss={loss} is .* use dpo\.loss=dpo"
+    ):
+        require_soft_labels_fit(config, [ranking(2), unsure])
+    require_soft_labels_fit(config, [ranking(2), replace(ranking(1), soft=(SoftLabel(0, 1, 1.0),))])  # all are certain
+    require_soft_labels_fit(DpoConfig(), [unsure])
+
+
 async def test_what_does_not_fit_is_counted_before_anything_starts(tmp_path: Path, checkpoint: Path) -> None:
     task = full_task()
     task.shown["train"].append(demonstration(5, "x" * 100))
@@ -113,7 +146,7 @@ async def test_recorded_rankings_are_read_and_must_be_apart(tmp_path: Path, chec
     task.judged["train"].append(ranking(3, (0, 0)))
     context = await context_for(tmp_path, config_for(checkpoint), task)
     assert check_text(context, {"comparison"}) == [
-        "2 training rankings, 1 more do not fit and are left out (tied, or above model.max_length=60)",
+        "2 training rankings, 1 more do not fit and are left out (tied, of another axis, or above model.max_length=60)",
         "1 held-out rankings",
     ]
     task.judged["heldout"] = [ranking(2)]

@@ -13,12 +13,12 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import TrainingConfig
 from rlhf_ray.data.chat import set_chat_template
-from rlhf_ray.driver import request_seed
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline.ppo import PROBE_TOKENS, SampledPrompts, pretraining_mix, probe_text
 from rlhf_ray.pipeline.sampling import requests_for
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import Prompt
+from rlhf_ray.seeds import request_seed
 from rlhf_ray.stages.work import SequenceWork
 from tests.pipeline.fakes import FakeTask, demonstration, make_context
 

@@ -18,11 +18,11 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.sinks import METRICS_FILE
-from rlhf_ray.pipeline.recording import ROLLOUTS, recorded
+from rlhf_ray.pipeline.recording import recorded
 from rlhf_ray.pipeline.replay import RecordedRun, compared, replayed_roles
 from rlhf_ray.records import GenerationRequest, Rollout, SamplingSettings, Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
-from rlhf_ray.rollout_store import SavedStep, step_directory
+from rlhf_ray.rollout_store import ROLLOUTS, SavedStep, step_directory
 from tests.fakes import FakePrompts, FakeWeightSync, World, run_driver
 
 CONFIG = PpoConfig(
@@ -122,6 +122,8 @@ class Trainer:
     async def save_state(self, directory: str, tag: str) -> None: ...
 
     async def load_state(self, directory: str, tag: str) -> None: ...
+
+    def checkpointed(self, directory: str, tag: str, step: int) -> None: ...
 
     async def save(self, directory: str) -> None: ...
 
@@ -254,14 +256,20 @@ async def test_a_shard_that_is_never_asked_for_is_named_before_the_update(tmp_pa
 
 # ---------------------------------------------------------------------------------------------------------- comparison
 def test_a_difference_is_the_largest_of_all_steps_and_of_their_bits() -> None:
-    run = {1: {"a": 1.0, "b": math.nan, "c": 0.0, "time/step": 1.0}, 2: {"a": 2.0, "d": 1.0, "gold/heldout_mean": 3.0}}
-    again = {1: {"a": 1.5, "b": math.nan, "c": -0.0, "time/step": 2.0}, 2: {"a": 2.25, "e": 1.0}}
-    found = {d.metric: (d.largest, d.step) for d in compared(run, again).differences}
+    run = {
+        1: {"ppo/a": 1.0, "ppo/b": math.nan, "reward/c": 0.0, "time/step": 1.0},
+        2: {"ppo/a": 2.0, "ppo/d": 1.0, "gold/heldout_mean": 3.0, "hacking/flip_rate": 0.1, "ppo/saved_bytes": 3.0},
+    }
+    again = {
+        1: {"ppo/a": 1.5, "ppo/b": math.nan, "reward/c": -0.0, "time/step": 2.0},
+        2: {"ppo/a": 2.25, "ppo/e": 1.0, "ppo/sync_bytes": 0.0},
+    }
+    found = {d.metric.partition("/")[2]: (d.largest, d.step) for d in compared(run, again).differences}
     assert found == {"a": (0.5, 1), "b": (0.0, 1), "c": (5e-324, 1), "d": (math.inf, 2), "e": (math.inf, 2)}
 
 
 def test_a_number_that_became_nan_differs_by_infinity() -> None:
-    (difference,) = compared({1: {"a": 1.0}}, {1: {"a": math.nan}}).differences
+    (difference,) = compared({1: {"ppo/a": 1.0}}, {1: {"ppo/a": math.nan}}).differences
     assert difference.largest == math.inf
 
 

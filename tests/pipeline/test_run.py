@@ -15,7 +15,7 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline import run as run_module
 from rlhf_ray.pipeline.context import Context
-from rlhf_ray.pipeline.run import STAGES, RunStage, load_finished, run_stages, take_up
+from rlhf_ray.pipeline.run import ONLINE_DPO, STAGES, RunStage, load_finished, run_stages, take_up
 from tests.pipeline.fakes import FakeTask, make_context
 
 
@@ -28,6 +28,7 @@ class Chain:
         self.ran: list[str] = []
         self.fails = ""
         monkeypatch.setattr(run_module, "STAGES", tuple(replace(s, run=self._stage(s.name)) for s in STAGES))
+        monkeypatch.setattr(run_module, "ONLINE_DPO", replace(ONLINE_DPO, run=self._stage("dpo")))
         monkeypatch.setattr(run_module, "check_text", self._check)
 
     def _stage(self, name: str) -> RunStage:
@@ -93,6 +94,17 @@ NO_OWN_MODEL = (
     "rewards.sources.short.kind=function",
     "rewards.sources.short.function=length_at_most",
 )
+
+
+async def test_online_dpo_follows_the_reward_model_and_offline_dpo_the_comparisons(chain: Chain) -> None:
+    before = ["model", "check", "sft", "comparison"]
+    assert await chain.run("methods=[dpo]") == [*before, "dpo", "evaluation"]
+    assert chain.context.finished["dpo"].parents.keys() == {"model", "sft", "comparison"}
+    online = ("methods=[dpo]", "dpo.online.num_steps=4")
+    assert await chain.run(*online) == ["check", "reward_model", "dpo", "evaluation"]
+    assert chain.context.finished["dpo"].parents.keys() == {"model", "sft", "reward_model"}
+    given = ("rewards.sources.short.kind=function", "rewards.sources.short.function=length_at_most")
+    assert await chain.run(*online, *given) == ["check", "dpo", "evaluation"]  # nobody needs people's comparisons
 
 
 async def test_no_reward_model_is_trained_where_no_source_of_rewards_is_the_run_s_own(chain: Chain) -> None:
@@ -180,6 +192,11 @@ async def test_settings_without_effect_on_a_result_redo_nothing(chain: Chain) ->
         "cluster.address=auto",
         "logging.tensorboard=true",
         "training.cpus_per_rank=2",
+        "training.num_ranks=2",
+        "training.zero_stage=3",
+        "training.offload_optimizer=true",
+        "checkpoints.keep=5",
+        "checkpoints.mirror=file:///elsewhere",
         "training.gpus_per_rank=0.5",
         "training.threads_per_rank=4",
         "training.timeout_s=9",
@@ -254,6 +271,18 @@ async def test_unfinished_work_is_kept_for_the_same_settings_only(chain: Chain) 
     assert (chain.root / "ppo" / "state").exists()
     with pytest.raises(RuntimeError):
         await chain.run("ppo.kl.coef=0.9")
+    assert not (chain.root / "ppo" / "state").exists()
+
+
+async def test_a_longer_run_keeps_the_states_of_the_shorter_one(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await chain.run()
+    (chain.root / "ppo" / "state").write_text("step 30")
+    assert await chain.run("ppo.num_steps=40") == ["check", "ppo", "evaluation"]
+    assert (chain.root / "ppo" / "state").exists()
+    assert "goes on from an earlier result (ppo.num_steps: 30 -> 40)" in capsys.readouterr().out
+    await chain.run("ppo.num_steps=40", "ppo.kl.coef=0.9")
     assert not (chain.root / "ppo" / "state").exists()
 
 

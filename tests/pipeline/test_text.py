@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_ray.data.chat import set_chat_template
-from rlhf_ray.errors import DataError
+from rlhf_ray.engines.scoring import step_ends
+from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.pipeline.text import TextTools
-from rlhf_ray.records import Message, Ranking
+from rlhf_ray.records import Message, Ranking, SoftLabel, StepLabelled
 from tests.pipeline.fakes import demonstration, prompt, ranking
 
 EOS = 1
@@ -55,6 +58,14 @@ def test_rankings_keep_their_index_and_lose_those_tied_or_too_long(tools: TextTo
     assert [s.mask.tolist() for s in kept.sequences] == [[False, False, True, True]] * 3
 
 
+def test_soft_labels_are_the_pairs_and_the_likelier_winner_comes_first(tools: TextTools) -> None:
+    labels = (SoftLabel(0, 1, 0.2), SoftLabel(0, 2, 0.5), SoftLabel(2, 1, 0.9))
+    ((kept,), left_out) = tools.rankings([replace(ranking(1, (0, 1, 3)), soft=labels)])
+    assert (kept.pairs, left_out) == (((1, 0), (0, 2), (2, 1)), 0)
+    assert kept.probabilities == (0.8, 0.5, 0.9)
+    assert kept.gaps == (0.0, 3.0, 0.0)  # where the ranks say the opposite they do not count
+
+
 def test_sampled_tokens_are_judged_as_they_were_sampled(tools: TextTools) -> None:
     item = Ranking("p", (Message("user", "q"),), ("ab", "c"), (0, 1), "a", response_token_ids=((7, 8, EOS), (9,)))
     ((kept,), _) = tools.rankings([item])
@@ -82,3 +93,32 @@ def test_where_there_is_nothing_the_error_says_that(tools: TextTools) -> None:
 def test_decoding_leaves_special_tokens_out(tools: TextTools) -> None:
     ids = np.array([*tools.tokenizer.encode("ab"), EOS], dtype=np.int32)
     assert tools.decode(ids) == "ab"
+
+
+# ------------------------------------------------------------------------------------------------------- labelled steps
+def in_steps(*steps: str) -> StepLabelled:
+    return StepLabelled("p", (Message("user", "q"),), steps, tuple(len(step) % 2 == 0 for step in steps))
+
+
+def test_a_step_ends_with_its_separator_and_the_last_one_with_eos(tools: TextTools) -> None:
+    ((kept,), left_out) = tools.steps([in_steps("ab", "c", "de")], "\n")
+    assert left_out == 0
+    assert kept.labels == (True, False, True)
+    newline = tools.tokenizer.encode("\n")[0]
+    assert kept.sequence.token_ids[kept.sequence.mask].tolist() == [newline, newline, EOS]
+    assert np.flatnonzero(kept.sequence.mask).tolist() == [3, 5, 8]  # 1 for "q", then "ab\n", "c\n", "de" and EOS
+
+
+def test_a_process_reward_is_served_at_the_tokens_where_it_was_trained(tools: TextTools) -> None:
+    ((kept,), _) = tools.steps([in_steps("ab", "c", "de")], "\n")
+    response = kept.sequence.token_ids[1:]
+    assert [1 + end for end in step_ends(response, tools.tokenizer.encode("\n"))] == np.flatnonzero(
+        kept.sequence.mask
+    ).tolist()
+
+
+def test_labelled_responses_that_do_not_fit_are_counted_and_a_separator_must_be_text(tools: TextTools) -> None:
+    kept, left_out = tools.steps([in_steps("a"), in_steps("x" * 20)], "\n")
+    assert ([each.index for each in kept], left_out) == ([0], 1)
+    with pytest.raises(ConfigError, match=r"reward_model\.step_separator \(''\) is no token"):
+        tools.steps([in_steps("a")], "")

@@ -15,7 +15,8 @@ import pytest
 from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.records import Graded
-from rlhf_ray.rewards.http import HttpReward, ServiceError, require_service, retry_after_s
+from rlhf_ray.rewards.http import HttpReward, require_service
+from rlhf_ray.rewards.service import ServiceError, retry_after_s
 from rlhf_ray.rewards.sources import open_source
 from rlhf_ray.rewards.texts import PromptText, ResponseText
 from tests.rewards.service import Reply, Service, running
@@ -130,6 +131,14 @@ def test_retry_after_may_be_seconds_or_a_date() -> None:
     assert retry_after_s({"Retry-After": format_datetime(now - timedelta(seconds=60), usegmt=True)}) == 0.0
     assert [retry_after_s({"Retry-After": value}) for value in ("soon", "-3", "")] == [0.0] * 3
     assert retry_after_s({}) == 0.0
+
+
+def test_a_service_that_is_down_is_not_asked_again_for_every_batch(service: Service, make: Make) -> None:
+    service.replies = [Reply(500)]
+    reward = make(max_retries=3)
+    for _ in range(12):
+        reasons(reward.grade(TEXTS))
+    assert len(service.asked) == 12 + 16  # each batch once, and all the retries that were in store
 
 
 # ---------------------------------------------------------------------------------------------------- time limits

@@ -105,7 +105,10 @@ def test_what_is_no_list_of_one_element_a_response_is_refused(answer: Any, messa
     [
         ("1", "answered '1' (str) where a number was expected"),
         ([1.0], "answered [1.0] (list) where a number was expected"),
-        (Graded("1"), "answered Graded(score='1', step_rewards=(), failed='') (Graded) where a number was expected"),  # type: ignore[arg-type]
+        (
+            Graded("1"),
+            "answered Graded(score='1', step_rewards=(), failed='', parts={}) (Graded) where a number was expected",
+        ),  # type: ignore[arg-type]
         (Graded(1.0, (3,)), "answered 3 (int) where a step reward, (index, value), was expected"),  # type: ignore[arg-type]
         (Graded(1.0, ((0.5, 1.0),)), "answered (0.5, 1.0) (tuple) where a step reward, (index, value), was expected"),  # type: ignore[arg-type]
         (Graded(1.0, 7), "answered 7 (int) where a step reward, (index, value), was expected"),  # type: ignore[arg-type]

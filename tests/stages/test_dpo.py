@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -27,12 +28,13 @@ from tests.trainers import SupervisedCase, largest_difference, means
 pytestmark = pytest.mark.integration
 
 # Measured after 3 steps at a learning rate of 3e-3: 1e-5 over all losses, 3e-5 where other sums are rounded otherwise
-# (ranks, ZeRO, micro-batches). A wrong weight or a lost pair gives 1e-3 and more.
+# (ranks, ZeRO, micro-batches). A wrong weight or a lost pair gives 1e-3 and more, in all weights.
 TOLERANCE = 5e-5
 SPLIT_TOLERANCE = 2e-4
 LOSSES: Mapping[str, DpoConfig] = {
     "dpo": DpoConfig(beta=0.5),
     "dpo, smoothed": DpoConfig(beta=0.5, label_smoothing=0.2),
+    "dpo, margin": DpoConfig(beta=0.5, margin=0.4, label_smoothing=0.1),
     "dpo, likelihood": DpoConfig(beta=0.5, likelihood_coef=0.3),
     "robust": DpoConfig(loss="robust", beta=0.5, label_smoothing=0.1),
     "hinge": DpoConfig(loss="hinge", beta=0.5),
@@ -40,6 +42,8 @@ LOSSES: Mapping[str, DpoConfig] = {
     "ipo, of sums": DpoConfig(loss="ipo", beta=0.7, length_normalised=False),
     "simpo": DpoConfig(loss="simpo", beta=2.0, simpo_margin=0.3),
     "orpo": DpoConfig(loss="orpo", beta=0.4),
+    "dpo, soft": DpoConfig(beta=0.5, label_smoothing=0.1),
+    "ipo, soft": DpoConfig(loss="ipo", beta=0.7),
     "kto": DpoConfig(loss="kto", beta=0.5, desirable_weight=1.2, undesirable_weight=0.8),
 }
 
@@ -81,6 +85,18 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[list[ReferencedRan
     return made
 
 
+def soft(batches: Sequence[Sequence[ReferencedRanking]]) -> list[list[ReferencedRanking]]:
+    """The same pairs, each less certain than the one before."""
+    return [
+        [replace(each, ranking=replace(each.ranking, probabilities=unsure(each.ranking))) for each in batch]
+        for batch in batches
+    ]
+
+
+def unsure(ranking: TokenizedRanking) -> tuple[float, ...]:
+    return tuple(1 - 0.5 * i / len(ranking.pairs) for i in range(len(ranking.pairs)))
+
+
 def case_of(
     path: str, batches: Sequence[Sequence[ReferencedRanking]], dpo: DpoConfig, **training: object
 ) -> SupervisedCase:
@@ -103,6 +119,17 @@ def by_pairs(case: SupervisedCase) -> tuple[trainers.Weights, list[float]]:
     return textbook.weights(model), losses
 
 
+def require_same(found: trainers.Weights, wanted: trainers.Weights, tolerance: float) -> None:
+    """Every weight within ``tolerance`` but one, which may be a step away.
+
+    Adam takes a whole step one way or the other where a gradient is 0 but for rounding: 1 weight of 17,600 here, on
+    processors that round otherwise than the one on which the tolerances were measured.
+    """
+    differences = np.sort(np.concatenate([np.abs(found[name] - wanted[name]).ravel() for name in wanted]))
+    assert differences[-2] < tolerance
+    assert differences[-1] < trainers.OPTIMIZER.learning_rate
+
+
 def logprob(model: PreTrainedModel, sequence: TokenSequence) -> torch.Tensor:
     return tiny.naive_logprobs(model, sequence.token_ids)[torch.from_numpy(sequence.mask)].sum()
 
@@ -111,11 +138,15 @@ def pairwise(model: PreTrainedModel, batch: Sequence[ReferencedRanking], config:
     total = torch.zeros(())
     for each in batch:
         sequences = each.ranking.sequences
-        for pair in each.ranking.pairs:
+        for number, pair in enumerate(each.ranking.pairs):
             policy = [logprob(model, sequences[i]) for i in pair]
             tokens = [int(sequences[i].mask.sum()) for i in pair]
             ratio = [p - each.reference_logprobs[i] for p, i in zip(policy, pair, strict=True)]
-            total = total + of_pair(config, policy, ratio, tokens) / len(each.ranking.pairs)
+            loss = of_pair(config, policy, ratio, tokens)
+            if each.ranking.probabilities:
+                share = each.ranking.probabilities[number]
+                loss = share * loss + (1 - share) * of_pair(config, policy[::-1], ratio[::-1], tokens[::-1])
+            total = total + loss / len(each.ranking.pairs)
     return total / len(batch)
 
 
@@ -129,7 +160,8 @@ def of_pair(
     margin, share = config.beta * (ratio[0] - ratio[1]), config.label_smoothing
     mean = [p / n for p, n in zip(policy, tokens, strict=True)]
     if config.loss == "dpo":
-        loss = -(1 - share) * log_sigmoid(margin) - share * log_sigmoid(-margin)
+        lead = config.margin  # the ranks of these pairs are one apart
+        loss = -(1 - share) * log_sigmoid(margin - lead) - share * log_sigmoid(-margin - lead)
         return loss - config.likelihood_coef * mean[0]
     if config.loss == "robust":
         return (share * log_sigmoid(-margin) - (1 - share) * log_sigmoid(margin)) / (1 - 2 * share)
@@ -164,11 +196,11 @@ def kto(model: PreTrainedModel, batch: Sequence[ReferencedRanking], config: DpoC
 def test_every_loss_takes_the_steps_of_a_loop_over_pairs(
     policy_path: str, batches: list[list[ReferencedRanking]], one_rank: Ranks, name: str
 ) -> None:
-    case = case_of(policy_path, batches, LOSSES[name])
+    case = case_of(policy_path, soft(batches) if "soft" in name else batches, LOSSES[name])
     weights, losses = by_pairs(case)
     outcomes = one_rank.run(trainers.supervised_steps, case)
     assert [step["dpo/loss"] for step in means(outcomes)] == pytest.approx(losses, rel=1e-4)
-    assert largest_difference(outcomes[0].policy, weights) < TOLERANCE
+    require_same(outcomes[0].policy, weights, TOLERANCE)
     assert largest_difference(weights, textbook.weights(tiny.causal_model())) > 100 * TOLERANCE
     require_registered(means(outcomes)[0])
 
@@ -194,7 +226,7 @@ def test_no_split_changes_a_step(
 ) -> None:
     case = case_of(policy_path, batches, LOSSES[name], zero_stage=zero_stage, max_tokens_per_micro_batch=max_tokens)
     outcomes = ranks(world_size).run(trainers.supervised_steps, case)
-    assert largest_difference(outcomes[0].policy, by_pairs(case)[0]) < SPLIT_TOLERANCE
+    require_same(outcomes[0].policy, by_pairs(case)[0], SPLIT_TOLERANCE)
 
 
 def test_a_policy_that_is_its_reference_starts_at_the_loss_of_a_coin_and_learns_the_order(

@@ -47,6 +47,7 @@ class Member:
 
 CISPO = LossConfig(surrogate="cispo", clip_ratio=0.01, clip_ratio_high=0.03)
 GSPO = LossConfig(surrogate="gspo", clip_ratio=0.01, clip_ratio_high=0.02, aggregation="sequence_mean")
+RESPONSE = LossConfig(surrogate="response", clip_ratio=0.02, clip_ratio_high=0.04, aggregation="sequence_sum")
 HIGHER = LossConfig(clip_ratio=0.01, clip_ratio_high=0.03)
 DUAL = LossConfig(clip_ratio=0.01, dual_clip=1.05)
 
@@ -79,6 +80,7 @@ MEMBERS = {
     ),
     "dr_grpo, constant": Member({"advantages": "dr_grpo", "loss": LossConfig(aggregation="constant")}),
     "rloo": Member({"advantages": "rloo", "loss": LossConfig(aggregation="sequence_sum")}),
+    "rloo, response": Member({"advantages": "rloo", "loss": RESPONSE}),
     "opo": Member({"advantages": "opo"}),
     "remax": Member({"advantages": "remax", "gamma": 0.95}, {"baselines": BASELINES, "step_rewards": STEP_REWARDS}),
     "reinforce_pp": Member({"advantages": "reinforce_pp", "gamma": 0.9}),
@@ -240,7 +242,7 @@ def test_what_a_member_changes_reaches_the_weights(
 @pytest.mark.parametrize(
     ("name", "metric"),
     [
-        *((name, "ppo/clip_fraction") for name in ("clip higher", "gspo", "cispo", "cispo, gae")),
+        *((name, "ppo/clip_fraction") for name in ("clip higher", "rloo, response", "gspo", "cispo", "cispo, gae")),
         ("dual clip", "ppo/dual_clip_fraction"),
         ("gae, tight value clip", "ppo/value_clip_fraction"),
         *((name, "ppo/rollout_cut_fraction") for name in MEMBERS if name.startswith("correction")),
@@ -262,6 +264,7 @@ SPLITS = ((1, 0, 1), (2, 1, 50), (2, 2, 1), (2, 3, 1000))  # ranks, ZeRO, tokens
         ("grpo, sequence_mean, k3 in the loss", SPLITS[3]),
         ("dr_grpo, constant", SPLITS[1]),
         ("rloo", SPLITS[2]),
+        ("rloo, response", SPLITS[2]),
         ("opo", SPLITS[2]),
         ("remax", SPLITS[3]),
         ("reinforce_pp_baseline", SPLITS[1]),
@@ -366,7 +369,7 @@ def test_a_resumed_run_without_a_critic_has_the_same_bits(
     resumed = ranks(world_size).run(trainers.resumed_ppo_steps, case, str(tmp_path), (1, 2), (3,))[0]
     assert largest_difference(through.policy, resumed.policy) == 0.0
     assert through.metrics[2].means() == resumed.metrics[0].means()
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy", "random"]
 
 
 # ----------------------------------------------------------------------------------------------------------- contracts

@@ -45,6 +45,12 @@ def test_rows_count_on_from_ranking_to_ranking_and_a_ranking_weighs_one() -> Non
     assert pairs.losers == [0, 1, 3, 1, 1, 4]
     assert pairs.weights == pytest.approx([0.2] * 5 + [1.0])
     assert pairs.gaps == [1.0, 2.0, 3.0, 4.0, 5.0, 1.0]
+    assert pairs.probabilities == [1.0] * 6  # nobody has said otherwise
+
+
+def test_a_pair_keeps_how_sure_it_is() -> None:
+    soft = replace(TWO, probabilities=(0.7,))
+    assert flat_pairs([FOUR, soft]).probabilities == [1.0] * 5 + [0.7]
 
 
 def test_a_mismatch_is_one_prompt_with_the_other_s_first_response() -> None:

@@ -1,0 +1,32 @@
+"""Where a run is: ``phases.jsonl`` in the stage's directory, a line at the beginning of every phase of every step.
+
+    {"at": 1764190000.123, "step": 12, "phase": "generate"}
+
+``at`` is in seconds since the epoch. Phases are generate, score, update, sync, evaluate and save, and ``start`` when a
+run begins or goes on (with the step that it goes on from). A step that is done again is there again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+PHASES_FILE = "phases.jsonl"
+
+
+class PhaseTrace:
+    """Appends to the file; what was written there before stays."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / PHASES_FILE
+
+    def begin(self, step: int, phase: str) -> None:
+        """Note that a phase begins. A disk that is full loses the line and nothing else."""
+        line = json.dumps({"at": round(time.time(), 3), "step": step, "phase": phase})
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            return

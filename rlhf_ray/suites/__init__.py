@@ -1,0 +1,1 @@
+"""Suites of evaluation: what is asked of any checkpoint, who is asked, and how the answers compare."""

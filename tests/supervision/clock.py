@@ -1,0 +1,14 @@
+"""A clock that a test moves."""
+
+from __future__ import annotations
+
+
+class ManualClock:
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
