@@ -14,6 +14,7 @@ from rlhf_ray import directories
 from rlhf_ray.config.checkpoints import CheckpointConfig
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.config.run import RunConfig
+from rlhf_ray.data.jsonl import cut_half_line
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.metrics.sinks import read_metrics
 from rlhf_ray.pipeline.artefacts import Artefact
@@ -34,6 +35,7 @@ class WritingTrainer(FakeTrainer):
     def __init__(self, world: World, directory: Path, pause_s: float) -> None:
         super().__init__(world)
         self._file = directory / TRAINED_FILE
+        cut_half_line(self._file)
         self._pause_s = pause_s
 
     async def update(
@@ -102,5 +104,5 @@ def trained_in(root: Path) -> dict[int, list[list[list[Any]]]]:
 
 def phases_of(root: Path) -> list[tuple[int, str]]:
     path = root / "ppo" / PHASES_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a reader may see a line half written
     return [(content["step"], content["phase"]) for content in map(json.loads, lines)]

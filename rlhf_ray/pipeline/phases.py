@@ -12,15 +12,18 @@ import json
 import time
 from pathlib import Path
 
+from rlhf_ray.data.jsonl import cut_half_line
+
 PHASES_FILE = "phases.jsonl"
 
 
 class PhaseTrace:
-    """Appends to the file; what was written there before stays."""
+    """Appends to the file; what was written there before stays, but for a line that a kill left half."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / PHASES_FILE
+        cut_half_line(self._path)
 
     def begin(self, step: int, phase: str) -> None:
         """Note that a phase begins. A disk that is full loses the line and nothing else."""
