@@ -23,10 +23,12 @@ from actors.room import wait_for_room
 
 @dataclass
 class Crew:
-    """What one kind of actor is made of. ``members`` are those that are there, by their place."""
+    """What one kind of actor is made of. ``members`` are those that are there, by their place.
+
+    An actor is made from nothing: what it works with is given to it by those who know it.
+    """
 
     actor_class: type
-    arguments: Mapping[str, Any]
     environment: Mapping[str, str]
     wanted: Sequence[Bundle]
     group: PlacementGroup
@@ -48,7 +50,7 @@ class Crew:
                 runtime_env={"env_vars": {**self.environment, VARIABLE: self.monitor.variable(name)}},
                 max_concurrency=self.max_concurrency,
             )
-            .remote(**self.arguments)
+            .remote()
         )
         self.members[place] = actor
         self.monitor.watch(name, actor)
@@ -93,6 +95,25 @@ class Crew:
         closing = [actor.close.remote() for actor in self.members.values() if hasattr(actor, "close")]
         if closing:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=within_s)
+
+    async def rest(self, within_s: float) -> bool:
+        """Let every actor drop what a stage gave it; whether all of them are there, and have, and nobody minds them."""
+        if len(self.members) < len(self.wanted) or not hasattr(self.actor_class, "rest"):
+            return False
+        resting = [actor.rest.remote() for actor in self.members.values()]
+        done, _ = await asyncio.to_thread(ray.wait, resting, num_returns=len(resting), timeout=within_s)
+        try:
+            rested = len(done) == len(resting) and all(ray.get(done))
+        except ray.exceptions.RayError:
+            return False
+        for place in self.members:
+            self.monitor.forget(self.name(place))
+        return rested
+
+    def wake(self) -> None:
+        """Mind the actors again, after they have rested."""
+        for place, actor in self.members.items():
+            self.monitor.watch(self.name(place), actor)
 
     def name(self, place: int) -> str:
         return f"{self.wanted[place].role} {self.wanted[place].index}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from actors import requirements
 from actors.cluster import living_nodes
+from actors.monitor import Monitor
 from actors.node_groups import pinned
 from actors.placement import assign
-from actors.scope import Scope
+from actors.pool import Pool
+from actors.scope import CLOSING_S, Scope
 from actors.transport import transport
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
@@ -26,6 +29,7 @@ class Fleet:
         self.config = config
         self.device = device
         self._scopes: list[Scope] = []
+        self._kept: tuple[Monitor, Pool] | None = None
 
     def require_room(self) -> None:
         """Raise in no time what would stop a later stage: PlacementError, or ConfigError for a transport."""
@@ -45,15 +49,44 @@ class Fleet:
             scope.resize(role, count)
 
     @asynccontextmanager
-    async def scope(self) -> AsyncIterator[Scope]:
-        scope = Scope(self.config, self.device)
-        self._scopes.append(scope)
+    async def kept(self) -> AsyncIterator[None]:
+        """Inside the block an actor goes from stage to stage, where the next one wants the same.
+
+        Only on CPU: a process that rests on a GPU holds memory there, and beside a stage of hours a start is nothing.
+        """
+        if self.device == "cuda" or not self.config.cluster.keep_actors:
+            yield
+            return
+        monitor, pool = self._monitor(), Pool()
+        await monitor.start()
+        self._kept = monitor, pool
         try:
-            await scope.open()
+            yield
+        finally:
+            self._kept = None
+            await pool.close(CLOSING_S)
+            await monitor.close()
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncIterator[Scope]:
+        """The actors of one stage. One that fails leaves none to another."""
+        monitor, pool = self._kept or (self._monitor(), Pool())
+        scope = Scope(self.config, self.device, monitor=monitor, pool=pool)
+        self._scopes.append(scope)
+        whole = False
+        try:
+            if self._kept is None:
+                await monitor.start()
             yield scope
+            whole = True
         finally:
             self._scopes.remove(scope)
-            await scope.close()
+            await scope.close(leave=whole and self._kept is not None)
+            if self._kept is None:
+                await monitor.close()
+
+    def _monitor(self) -> Monitor:
+        return Monitor(self.config.faults.heartbeat_timeout_s, Path(self.config.output_dir) / "stacks")
 
 
 def scaled(config: RunConfig, role: str, count: int) -> RunConfig:

@@ -11,24 +11,32 @@ from rlhf_ray.records import GenerationRequest, IntArray, Rollout, RolloutSummar
 
 
 class GeneratorActor(Watched):
-    """``arguments`` are those of GenerationEngine."""
+    """Serves one stage after another; an engine that fits the next one stays, with other weights."""
 
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
+    def __init__(self) -> None:
         self._engine: Any = None
+        self._watch: asyncio.Future[None] | None = None
 
-    async def start(self) -> str:
-        """Load the model, for the engine wants a running event loop; the address of this node."""
+    async def start(self, *, model_path: str, **arguments: Any) -> str:
+        """Serve a checkpoint as version 0; the address of this node. ``arguments`` are those of GenerationEngine.
+
+        Not in the constructor: an engine wants a running event loop.
+        """
         import ray
 
         from rlhf_ray.engines.generation import GenerationEngine
 
-        self._engine = GenerationEngine(**self._arguments)
+        if self._engine is not None and self._engine.fits(model_path=model_path, **arguments):
+            await self._engine.load(model_path, policy_version=0)
+        else:
+            await self.close()
+            self._engine = GenerationEngine(model_path=model_path, **arguments)
         return str(ray.util.get_node_ip_address())
 
     async def watch(self) -> None:
         """Wait for ever: fails when this process dies, and raises GenerationError when its engine does."""
-        await self._engine.watch()
+        self._watch = asyncio.ensure_future(self._engine.watch())
+        await self._watch
 
     async def generate(
         self, requests: Sequence[GenerationRequest], settings: SamplingSettings
@@ -61,6 +69,13 @@ class GeneratorActor(Watched):
     async def finish_weight_sync(self, version: int, expected_digest: str) -> Any:
         return await self._engine.finish_weight_sync(version, expected_digest)
 
+    async def rest(self) -> bool:
+        """Leave the stage; whether another one may be served."""
+        if self._watch is not None:
+            self._watch.cancel()
+        return self._engine is None or bool(await self._engine.rest())
+
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.shutdown()
+            self._engine = None

@@ -242,5 +242,5 @@ class GeneratorGroup:
         }
 
     async def close(self) -> None:
-        """Start no member any more and end those that a supplier has started."""
+        """Start no member any more; those that are there end with their scope."""
         await self.members.close()

@@ -331,10 +331,9 @@ class Membership:
         task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
-        """Start nobody any more and end everybody."""
+        """Start nobody any more; those that are there end, or rest, with their scope."""
         self.target, self._supplier = 0, None
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        members, self._started = list(self._started.values()), {}
-        await asyncio.gather(*(member.stop() for member in members), return_exceptions=True)
+        self._started = {}

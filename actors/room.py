@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.util.placement_group import (
@@ -27,8 +27,16 @@ FIRST_ROOM = "cluster.placement_timeout_s"
 LATER_ROOM = "cluster.wait_for_room_s"
 
 
-async def reserve(wanted: Sequence[Bundle], limit_s: float) -> PlacementGroup:
+def nothing_to_end() -> bool:
+    return False
+
+
+async def reserve(
+    wanted: Sequence[Bundle], limit_s: float, make_room: Callable[[], bool] = nothing_to_end
+) -> PlacementGroup:
     """Room for all bundles together, packed on as few nodes as hold them, where their role may go.
+
+    ``make_room`` ends what only rests in the cluster, once there is nothing else to do than to wait.
 
     Raises PlacementError at once where the cluster can never hold them, after ``limit_s`` seconds where it does not.
     """
@@ -36,7 +44,10 @@ async def reserve(wanted: Sequence[Bundle], limit_s: float) -> PlacementGroup:
     wanted = pinned(wanted, nodes)
     assign(wanted, nodes)
     group = placement_group([bundle.resources or {"CPU": 0.001} for bundle in wanted], strategy="PACK")
-    if not await asyncio.to_thread(group.wait, limit_s):
+    there = await asyncio.to_thread(group.wait, min(PATIENCE_S, limit_s))
+    if not there:
+        make_room()
+    if not there and not await asyncio.to_thread(group.wait, limit_s):
         remove_placement_group(group)
         available = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         raise PlacementError(
@@ -47,17 +58,24 @@ async def reserve(wanted: Sequence[Bundle], limit_s: float) -> PlacementGroup:
 
 
 async def wait_for_room(
-    group: PlacementGroup, wanted: Sequence[Bundle], limit_s: float, *, field: str = LATER_ROOM
+    group: PlacementGroup,
+    wanted: Sequence[Bundle],
+    limit_s: float,
+    *,
+    field: str = LATER_ROOM,
+    make_room: Callable[[], bool] = nothing_to_end,
 ) -> None:
     """Wait until every bundle has a node that lives, and say what is waited for.
 
-    Raises PlacementError after ``limit_s`` seconds, which the setting ``field`` gives.
+    ``make_room`` as in :func:`reserve`. Raises PlacementError after ``limit_s`` seconds, those of ``field``.
     """
     begun, said = time.monotonic(), -REMINDER_S
     while (homeless := await asyncio.to_thread(without_node, group, wanted)) is not None:
         waited = time.monotonic() - begun
         if waited > limit_s:
             raise PlacementError(f"no room within {limit_s:g} s ({field}): {explain_wait(homeless, living_nodes())}")
+        if waited > PATIENCE_S and make_room():
+            continue
         if waited > PATIENCE_S and waited - said > REMINDER_S:
             say(f"waiting for room: {explain_wait(homeless, living_nodes())}; for {limit_s - waited:.0f} s more")
             said = waited

@@ -35,6 +35,10 @@ class Rooms:
         self._groups[group] = bundle, node
         return group
 
+    def adopt(self, group: PlacementGroup, bundle: Bundle) -> None:
+        """A room that is there already is one of the role's."""
+        self._groups[group] = bundle, None
+
     def forget(self, group: PlacementGroup) -> None:
         """The room is given back."""
         self._groups.pop(group, None)

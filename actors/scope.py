@@ -1,4 +1,4 @@
-"""The actors of one stage: started when they are needed, ended with the scope, which gives their resources back."""
+"""The actors of one stage: there when they are needed, ended or left to the next stage with the scope."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +29,7 @@ from actors.messages import say
 from actors.monitor import Monitor
 from actors.node_groups import pinned
 from actors.placement import Bundle, assign
+from actors.pool import Kind, Pool
 from actors.replicas import Replicas
 from actors.room import reserve
 from actors.servers import ProcessRewardActor, ReferenceActor, RewardFunctionActor, RewardModelActor
@@ -54,21 +54,17 @@ CLOSING_S = 60.0  # for actors to give back what outlives a process; a busy mach
 
 
 class Scope:
-    """The actors of one stage."""
+    """The actors of one stage. ``monitor`` hears them; those that the stage leaves go to ``pool``, or come from it."""
 
-    def __init__(self, config: RunConfig, device: str) -> None:
+    def __init__(self, config: RunConfig, device: str, *, monitor: Monitor, pool: Pool) -> None:
         self._config = config
         self._device = device
+        self.monitor = monitor
+        self._pool = pool
         self._timeout_s = config.cluster.actor_timeout_s
         self._crews: list[Crew] = []
         self.generator_groups: list[GeneratorGroup] = []
         self.server_groups: list[tuple[str, Replicas]] = []  # by role
-        faults = config.faults
-        self.monitor = Monitor(faults.heartbeat_timeout_s, Path(config.output_dir) / "stacks")
-
-    async def open(self) -> None:
-        """Listen to the actors that will be started."""
-        await self.monitor.start()
 
     # ---------------------------------------------------------------------------------------------------------- roles
     async def trainer(self, spec: Any) -> LastingFit:
@@ -108,12 +104,14 @@ class Scope:
         solo = self._solo(
             GeneratorActor,
             wanted[0],
-            {"config": config, "device": self._device, "backend": backend},
             generator_environment(self._device, config, backend),
             max_concurrency=CONCURRENCY,
         )
         supplier = GeneratorSupplier(
-            solo, first_room_s=self._config.cluster.placement_timeout_s, timeout_s=self._timeout_s
+            solo,
+            {"config": config, "device": self._device, "backend": backend},
+            first_room_s=self._config.cluster.placement_timeout_s,
+            timeout_s=self._timeout_s,
         )
         first = await supplier.start_all(len(wanted), model_path)
         group = GeneratorGroup(
@@ -225,9 +223,9 @@ class Scope:
         nodes = living_nodes()
         wanted = pinned(wanted, nodes)
         assign(wanted, nodes)
-        solo = self._solo(actor_class, wanted[0], arguments, environment, max_concurrency=1)
+        solo = self._solo(actor_class, wanted[0], environment, max_concurrency=1)
         first_room_s = self._config.cluster.placement_timeout_s
-        staff = Staff(solo, who, first_room_s=first_room_s, timeout_s=self._timeout_s)
+        staff = Staff(solo, arguments, who, first_room_s=first_room_s, timeout_s=self._timeout_s)
         replicas = Replicas(
             who,
             await staff.start_all(len(wanted)),
@@ -294,7 +292,6 @@ class Scope:
         self,
         actor_class: type,
         bundle: Bundle,
-        arguments: Mapping[str, Any],
         environment: Mapping[str, str],
         *,
         max_concurrency: int,
@@ -303,9 +300,9 @@ class Scope:
         return Solo(
             actor_class=actor_class,
             bundle=bundle,
-            arguments=arguments,
             environment=environment,
             monitor=self.monitor,
+            pool=self._pool,
             max_concurrency=max_concurrency,
             room_s=self._config.cluster.wait_for_room_s,
             on_start=self._crews.append,
@@ -315,12 +312,15 @@ class Scope:
     async def _trainer_crew(self) -> Crew:
         """One actor a rank, when the cluster has room for all of them."""
         wanted = requirements.trainer(self._config, self._device)
+        environment = trainer_environment(self._device, self._config.training.threads_per_rank)
+        if (left := await self._pool.take(Kind(TrainerActor, environment, wanted))) is not None:
+            self._crews.append(left)
+            return left
         crew = Crew(
             actor_class=TrainerActor,
-            arguments={},
-            environment=trainer_environment(self._device, self._config.training.threads_per_rank),
+            environment=environment,
             wanted=wanted,
-            group=await reserve(wanted, self._config.cluster.placement_timeout_s),
+            group=await reserve(wanted, self._config.cluster.placement_timeout_s, self._pool.end_all),
             max_concurrency=1,
             wait_for_room_s=self._config.cluster.wait_for_room_s,
             monitor=self.monitor,
@@ -333,12 +333,14 @@ class Scope:
     async def _answers(self, who: str, verb: str, refs: list[Any]) -> list[Any]:
         return await answers(refs, who=who, verb=verb, timeout_s=self._timeout_s)
 
-    async def close(self) -> None:
-        """End every actor, last started first, and give the resources back."""
+    async def close(self, *, leave: bool) -> None:
+        """Give the resources back; with ``leave``, actors that can serve another stage stay in the pool until then."""
         await asyncio.gather(*(group.close() for group in self.generator_groups))
         await asyncio.gather(*(replicas.close() for _, replicas in self.server_groups))
-        await asyncio.gather(*(crew.close(CLOSING_S) for crew in self._crews))
-        for crew in reversed(self._crews):
+        crews, self._crews = self._crews, []
+        if leave:
+            await asyncio.gather(*(self._pool.give(crew, CLOSING_S) for crew in crews))
+            return
+        await asyncio.gather(*(crew.close(CLOSING_S) for crew in crews))
+        for crew in reversed(crews):  # last started first
             crew.end_all()
-        self._crews = []
-        await self.monitor.close()

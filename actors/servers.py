@@ -1,7 +1,12 @@
-"""The frozen models and the other sources of scores, as actors. Rollouts in, numbers out."""
+"""The frozen models and the other sources of scores, as actors. Rollouts in, numbers out.
+
+Each is made from nothing, is told by ``ready`` what it serves, answers once that is loaded, and drops it with ``rest``:
+then it can serve another stage. A function or a service that is somebody's own never does: its module may remember.
+"""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,65 +18,70 @@ from rlhf_ray.records import FloatArray, Graded, Rollout
 from rlhf_ray.rewards.texts import PromptText
 
 
-class ReferenceActor(Watched):
-    """``arguments`` are those of ReferenceEngine."""
+class ModelServer(Watched):
+    """What servers of frozen models have in common."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self) -> None:
+        self._engine: Any = None
+
+    def rest(self) -> bool:
+        """Drop the models; another stage may be served."""
+        self._engine = None
+        gc.collect()
+        return True
+
+
+class ReferenceActor(ModelServer):
+    def ready(self, **arguments: Any) -> None:
+        """``arguments`` are those of ReferenceEngine."""
         from rlhf_ray.engines.scoring import ReferenceEngine
 
         self._engine = ReferenceEngine(**arguments)
-
-    def ready(self) -> None:
-        """Answer once the model is loaded."""
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
         """Two objects, so that the numbers stay here and their count, which says that they are there, travels."""
         return self._engine.logprobs(rollouts), len(rollouts)
 
     def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
-        return self._engine.response_logprobs(sequences)
+        found: tuple[float, ...] = self._engine.response_logprobs(sequences)
+        return found
 
     def distributions(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
         """Like :meth:`logprobs`."""
         return self._engine.distributions(rollouts), len(rollouts)
 
 
-class RewardModelActor(Watched):
-    """``arguments`` are those of RewardEnsemble."""
+class RewardServer(ModelServer):
+    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
+        found: tuple[Graded, ...] = self._engine.grade(rollouts)
+        return found
 
-    def __init__(self, **arguments: Any) -> None:
+
+class RewardModelActor(RewardServer):
+    def ready(self, **arguments: Any) -> None:
+        """``arguments`` are those of RewardEnsemble."""
         from rlhf_ray.engines.scoring import RewardEnsemble
 
         self._engine = RewardEnsemble(**arguments)
 
-    def ready(self) -> None:
-        """Answer once the models are loaded."""
 
-    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
-        return self._engine.grade(rollouts)
-
-
-class ProcessRewardActor(Watched):
-    """``arguments`` are those of ProcessRewardEngine, but that the separator is text, for this tokenizer."""
-
-    def __init__(self, *, tokenizer: str, model: ModelConfig, step_separator: str, **arguments: Any) -> None:
+class ProcessRewardActor(RewardServer):
+    def ready(self, *, tokenizer: str, model: ModelConfig, step_separator: str, **arguments: Any) -> None:
+        """``arguments`` are those of ProcessRewardEngine, but that the separator is text, for this tokenizer."""
         from rlhf_ray.engines.models import load_tokenizer
         from rlhf_ray.engines.scoring import ProcessRewardEngine
 
         separator = load_tokenizer(tokenizer, model).encode(step_separator, add_special_tokens=False)
         self._engine = ProcessRewardEngine(model=model, separator=separator, **arguments)
 
-    def ready(self) -> None:
-        """Answer once the model is loaded."""
-
-    def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
-        return self._engine.grade(rollouts)
-
 
 class RewardFunctionActor(Watched):
-    """A function or a service. Text is decoded here, where it is scored; ``prompts`` are by prompt_id."""
+    """A function or a service."""
 
-    def __init__(
+    def __init__(self) -> None:
+        self._reward: Any = None
+
+    def ready(
         self,
         *,
         source: RewardSourceConfig,
@@ -80,6 +90,7 @@ class RewardFunctionActor(Watched):
         model: ModelConfig,
         seed: int,
     ) -> None:
+        """Text is decoded here, where it is scored; ``prompts`` are by prompt_id."""
         from rlhf_ray.engines.models import load_tokenizer
         from rlhf_ray.rewards.sources import open_source
         from rlhf_ray.rewards.texts import RolloutReward
@@ -92,11 +103,10 @@ class RewardFunctionActor(Watched):
             batch_size=source.batch_size,
         )
 
-    def ready(self) -> None:
-        """Answer once the function is loaded."""
-
     def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
-        return self._reward.grade(rollouts)
+        found: tuple[Graded, ...] = self._reward.grade(rollouts)
+        return found
 
     def close(self) -> None:
-        self._reward.close()
+        if self._reward is not None:
+            self._reward.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from actors.answers import answer
@@ -12,11 +13,17 @@ from actors.solo import Solo
 
 
 class Staff:
-    """``who`` is what errors call a server. ``first_room_s`` is for the first ones, whose room is known to exist."""
+    """``arguments`` are those of the servers' ``ready``, ``who`` is what errors call one.
 
-    def __init__(self, solo: Solo, who: str, *, first_room_s: float, timeout_s: float) -> None:
+    ``first_room_s`` is for the first ones, whose room is known to exist.
+    """
+
+    def __init__(
+        self, solo: Solo, arguments: Mapping[str, Any], who: str, *, first_room_s: float, timeout_s: float
+    ) -> None:
         self.who = who
         self._solo = solo
+        self._arguments = arguments
         self._first_room_s = first_room_s
         self._timeout_s = timeout_s
         self._crews: dict[int, Crew] = {}
@@ -42,7 +49,7 @@ class Staff:
             self._solo.end(crew)
 
     async def _start(self, place: int, room_s: float, field: str) -> Any:
-        crew = await self._solo.start(place, {}, room_s=room_s, field=field)
+        crew = await self._solo.start(place, room_s=room_s, field=field)
         self._crews[place] = crew
         try:
             await self._ready(place, crew.members[0])
@@ -52,4 +59,6 @@ class Staff:
         return crew.members[0]
 
     async def _ready(self, place: int, server: Any) -> None:
-        await answer(server.ready.remote(), who=f"{self.who} {place}", verb="ready", timeout_s=self._timeout_s)
+        await answer(
+            server.ready.remote(**self._arguments), who=f"{self.who} {place}", verb="ready", timeout_s=self._timeout_s
+        )

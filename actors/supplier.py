@@ -17,10 +17,14 @@ CONCURRENCY = 1000
 
 
 class GeneratorSupplier:
-    """``first_room_s`` is for the first ones, whose room is known to exist."""
+    """``arguments`` are those of the generators' ``start``, all but the model.
 
-    def __init__(self, solo: Solo, *, first_room_s: float, timeout_s: float) -> None:
+    ``first_room_s`` is for the first ones, whose room is known to exist.
+    """
+
+    def __init__(self, solo: Solo, arguments: Mapping[str, Any], *, first_room_s: float, timeout_s: float) -> None:
         self._solo = solo
+        self._arguments = arguments
         self._first = {"room_s": first_room_s, "field": FIRST_ROOM}
         self._later = {"room_s": solo.room_s, "field": LATER_ROOM}
         self._timeout_s = timeout_s
@@ -38,10 +42,11 @@ class GeneratorSupplier:
         return f"{self._solo.bundle.role} {number}"
 
     async def _start(self, name: str, model_path: str, room: Mapping[str, Any]) -> Started:
-        crew = await self._solo.start(int(name.rpartition(" ")[2]), {"model_path": model_path}, **room)
+        crew = await self._solo.start(int(name.rpartition(" ")[2]), **room)
         engine = crew.members[0]
         try:
-            node = await answer(engine.start.remote(), who=name, verb="start", timeout_s=self._timeout_s)
+            started = engine.start.remote(**self._arguments, model_path=model_path)
+            node = await answer(started, who=name, verb="start", timeout_s=self._timeout_s)
         except BaseException:
             self._solo.end(crew)
             raise

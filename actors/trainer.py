@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from typing import Any
 
@@ -86,10 +87,17 @@ class TrainerActor(Watched):
         digest: str = self._sender.digest(version)
         return digest
 
+    def rest(self) -> bool:
+        """Drop the models of a stage; the same ranks, which stay a group, may be given others."""
+        if self._sender is not None:
+            self._sender.close()
+        self._learner = self._sender = None
+        gc.collect()
+        return True
+
     def close(self) -> None:
         """Give back what outlives a process: files in memory, the process group."""
         from rlhf_ray.engines.training import leave_group
 
-        if self._sender is not None:
-            self._sender.close()
+        self.rest()
         leave_group()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections import Counter
 from contextlib import AbstractAsyncContextManager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ async def run_until(config: RunConfig, *, until: str, report: bool, command: str
         fleet.require_room()
         context = Context(config, task, fleet, store, command, stop=stop)
         try:
-            async with told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
+            async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
                 await run_stages(context, until)
         except asyncio.CancelledError:
             if stop.asked:
@@ -82,7 +85,7 @@ async def iterate_rounds(config: RunConfig, *, command: str) -> None:
         fleet = Fleet(config, resolve_device(config.device))
         fleet.require_room()
         context = Context(config, task, fleet, store, command)
-        async with told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
+        async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
             rounds = await run_rounds(context)
     _remember_peak(store, memory.peak_bytes)
     summary = summarise_rounds(rounds, method)
@@ -214,10 +217,13 @@ def open_store(config: RunConfig) -> ArtefactStore:
 
 
 def wanted_cpus(config: RunConfig) -> float:
-    """Of the largest stage, with room for a fleet that sizes itself to grow."""
+    """Of the largest stage, or of all roles where they stay; with room for a fleet that sizes itself to grow."""
     generation = config.generation
     growth = (generation.most_engines - generation.num_engines) * generation.cpus_per_engine
-    return growth + max(total(wanted)[0] for wanted in requirements.stages(config, "cpu").values())
+    stages = requirements.stages(config, "cpu").values()
+    if config.cluster.keep_actors:
+        return growth + total(reduce(or_, map(Counter, stages)).elements())[0]
+    return growth + max(total(wanted)[0] for wanted in stages)
 
 
 def _remember_peak(store: ArtefactStore, peak: int) -> int:

@@ -10,7 +10,11 @@ from rlhf_ray.config.checks import require_positive
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """``address``: ``local`` starts a cluster for this run, ``auto`` joins the one this process runs on."""
+    """``address``: ``local`` starts a cluster for this run, ``auto`` joins the one this process runs on.
+
+    ``keep_actors``: on CPU, actors that the next stage wants too stay, and hold their room meanwhile unless somebody of
+    the same run waits for it.
+    """
 
     address: str = "auto_or_local"
     num_cpus: int | None = None  # of a local cluster; None: what the machine has, 4 at least
@@ -18,6 +22,7 @@ class ClusterConfig:
     placement_timeout_s: float = 120.0
     wait_for_room_s: float = 1800.0  # after a node was lost, for another to come
     actor_timeout_s: float = 600.0
+    keep_actors: bool = True
 
     def __post_init__(self) -> None:
         require_positive(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +94,7 @@ class GenerationEngine:
         claim_ownership()
         from vllm import AsyncEngineArgs, AsyncLLMEngine
 
+        self._origin = _origin(model_path, config, device, backend)
         vllm_config = AsyncEngineArgs(**engine_args(model_path, config, device, backend)).create_engine_config()
         if device == "cpu":
             require_cpu_head_size(vllm_config.model_config.get_head_size())
@@ -285,14 +288,15 @@ class GenerationEngine:
         self._policy_version, self._incoming_version = version, None
         return receipt
 
-    async def load(self, model_path: str) -> None:
+    async def load(self, model_path: str, policy_version: int | None = None) -> None:
         """Serve another checkpoint of the same architecture from now on: seconds less than a new engine.
 
-        The policy version stays what it is: it counts syncs. Raises ConfigError for a directory without weights in
-        safetensors, WeightSyncError where they are not those of this model; the engine must then be restarted.
+        The policy version stays what it is, for it counts syncs, unless another one is given. Raises ConfigError for a
+        directory without weights in safetensors, WeightSyncError where they are not those of this model; the engine
+        must then be restarted.
         """
         require_checkpoint(model_path)
-        version = self._policy_version
+        version = self._policy_version if policy_version is None else policy_version
         await self.begin_weight_sync(version)
         with self._failing_the_engine("load"):
             await self._llm.collective_rpc("load_checkpoint", args=(model_path,))
@@ -342,6 +346,21 @@ class GenerationEngine:
         """Take memory again: all of it, or ``["weights"]`` before a sync and ``["kv_cache"]`` after."""
         await self._llm.wake_up(None if tags is None else list(tags))
 
+    # --------------------------------------------------------------------------------------------------- several stages
+    def fits(
+        self, *, model_path: str, config: GenerationConfig, device: Device, backend: TransferBackend = "shared_memory"
+    ) -> bool:
+        """Whether an engine built from this would be this one, but for the weights."""
+        return self._origin == _origin(model_path, config, device, backend)
+
+    async def rest(self) -> bool:
+        """Give up what is being sampled; whether the engine may serve others: it works, and is not amid a sync."""
+        given_up = list(self._sampling)
+        for task in given_up:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        return self._failure is None and self._incoming_version is None and not self._llm.errored
+
     async def shutdown(self) -> None:
         """Stop the engine and its processes; the engine cannot be used afterwards. Blocks until they are gone."""
         if self._failure != _SHUT_DOWN:
@@ -352,3 +371,12 @@ class GenerationEngine:
             # vLLM leaves the context of its sockets to the garbage collector.
             self._llm.engine_core.resources.ctx.destroy(linger=0)
             del self._llm
+
+
+def _origin(model_path: str, config: GenerationConfig, device: Device, backend: TransferBackend) -> tuple[Any, ...]:
+    """Everything about an engine but its weights."""
+    require_checkpoint(model_path)
+    architecture = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
+    for name in ("_name_or_path", "transformers_version"):
+        architecture.pop(name, None)
+    return architecture, config, device, backend

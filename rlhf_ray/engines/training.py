@@ -37,7 +37,10 @@ WHOLE_PARAMETER_ELEMENTS = 10_000
 
 
 def join_group(info: RankInfo, config: TrainingConfig) -> None:
-    """Join the trainer's process group: NCCL on GPUs, gloo on CPU. Blocks until every rank is there or time is up."""
+    """Join the trainer's process group: NCCL on GPUs, gloo on CPU. Blocks until every rank is there or time is up.
+
+    Ranks that stand in a group already, from an earlier stage, stay in it.
+    """
     import deepspeed
 
     # DeepSpeed calls what torch is about to rename, at every step: nothing that a user could do about.
@@ -47,6 +50,8 @@ def join_group(info: RankInfo, config: TrainingConfig) -> None:
     host, _, port = info.address.rpartition(":")
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, RANK=str(info.rank), WORLD_SIZE=str(info.world_size))
     torch.set_num_threads(config.threads_per_rank)
+    if torch.distributed.is_initialized():
+        return
     if info.device == "cuda":
         torch.cuda.set_device(0)
     deepspeed.init_distributed(

@@ -29,11 +29,8 @@ SILENCE_S = 6.0
 class Squares(Watched):
     """Sends itself a signal where it is told to, the first time that anybody is."""
 
-    def __init__(self, flag: str) -> None:
+    def ready(self, flag: str) -> None:
         self.flag = Path(flag)
-
-    def ready(self) -> None:
-        """Answer once started."""
 
     def square(self, number: int, signal_number: int = 0) -> int:
         if signal_number and not self.flag.exists():
@@ -61,6 +58,7 @@ async def staff(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     from ray.util.placement_group import placement_group
 
     said: list[str] = []
+    flag = str(directory / "flag")
     for module in ("crew", "monitor", "replicas"):
         monkeypatch.setattr(f"actors.{module}.say", said.append)
     monitor = Monitor(SILENCE_S, directory / "stacks")
@@ -68,7 +66,6 @@ async def staff(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     wanted = bundles("squares", count=2, cpus=1, gpus=0, device="cpu", field="squares.num_replicas")
     crew = Crew(
         actor_class=Squares,
-        arguments={"flag": str(directory / "flag")},
         environment={},
         wanted=wanted,
         group=placement_group([bundle.resources for bundle in wanted]),
@@ -79,12 +76,12 @@ async def staff(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
     async def replace(place: int, reason: str) -> Any:
         server = await crew.replace(place, reason)
-        await answer(server.ready.remote(), who=crew.name(place), verb="ready", timeout_s=240.0)
+        await answer(server.ready.remote(flag), who=crew.name(place), verb="ready", timeout_s=240.0)
         return server
 
     try:
         servers = [crew.start(place) for place in range(2)]
-        await asyncio.gather(*(server.ready.remote() for server in servers))
+        await asyncio.gather(*(server.ready.remote(flag) for server in servers))
         limit = RestartLimit(5, window_s=600.0)
         budget = RestartBudget(infrastructure=limit, data=limit, clock=time.monotonic)
         replicas = Replicas("squares", servers, timeout_s=240.0, replace=replace, budget=budget, max_deaths_per_batch=3)
