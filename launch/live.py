@@ -16,6 +16,8 @@ from rich.text import Text
 from launch.command import guard
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.supervision.control import Status, ask_for, read_status, wait_until_followed
+from rlhf_ray.viewing.run import Run as Logs
+from rlhf_ray.viewing.terminal import seen
 
 REFRESH_S = 1.0
 FOLLOWED_WITHIN_S = 30.0
@@ -46,18 +48,18 @@ def scale(
 def status(
     run: Run, watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False
 ) -> None:
-    """Show what a run does: phase, rates, versions, actors; status 1 where it is not alive."""
+    """Show what a run does: step, time left, curves, phases, newest alarm, actors; status 1 where it is not alive."""
 
     def show() -> None:
-        found = read_status(run)
+        found, logs = read_status(run), Logs(run, 0, "")
         if watch and found.is_alive:
-            with Live(rendered(run, found), auto_refresh=False) as live:
+            with Live(rendered(run, found, logs), auto_refresh=False) as live:
                 while found.is_alive:
                     time.sleep(REFRESH_S)
                     found = read_status(run)
-                    live.update(rendered(run, found), refresh=True)
+                    live.update(rendered(run, found, logs), refresh=True)
         else:
-            Console().print(rendered(run, found))
+            Console().print(rendered(run, found, logs))
         if not found.is_alive and found.content.get("ended") != "finished":
             raise typer.Exit(1)
 
@@ -75,7 +77,7 @@ def resume_paused(run: Run) -> None:
     guard(answer)
 
 
-def rendered(run: Path, found: Status) -> RenderableType:
+def rendered(run: Path, found: Status, logs: Logs) -> RenderableType:
     """For people. The last known state of a run that is not alive is shown with its age."""
     said = found.content
     if found.is_alive:
@@ -87,7 +89,8 @@ def rendered(run: Path, found: Status) -> RenderableType:
     lines = [Text(f"phase {said.get('phase', '?')}, step {said.get('step', 0)}")]
     if metrics := said.get("metrics"):
         lines.append(Text(", ".join(f"{name} {value:.4g}" for name, value in metrics.items())))
-    return Group(head, *lines, *(part for group in said.get("fleet", ()) for part in _group(group)))
+    fleet = (part for group in said.get("fleet", ()) for part in _group(group))
+    return Group(head, *lines, *seen(logs), *fleet)
 
 
 def _group(group: Mapping[str, Any]) -> list[RenderableType]:

@@ -34,16 +34,18 @@ def local_ray(*, num_cpus: int = 8, resources: dict[str, float] | None = None) -
 
     before = set(SHARED_MEMORY.iterdir())
     with short_temp_dir() as temp_dir:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=0,
-            resources=resources,
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
-            _temp_dir=str(temp_dir),
-        )
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TMPDIR", str(temp_dir))  # sockets of engines that are killed go with it
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=0,
+                resources=resources,
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                runtime_env={"env_vars": {"PYTHONPATH": str(CHECKOUT)}},
+                _temp_dir=str(temp_dir),
+            )
         try:
             yield
         finally:
@@ -60,6 +62,7 @@ def ray_nodes(*, head_cpus: float) -> Iterator[Any]:
 
     with short_temp_dir() as temp_dir, pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_TMPDIR", str(temp_dir))  # where its address is noted
+        environment.setenv("TMPDIR", str(temp_dir))
         (temp_dir / "ray").mkdir()
         head = {"num_cpus": head_cpus, "temp_dir": str(temp_dir / "ray"), "include_dashboard": False}
         nodes = Cluster(initialize_head=True, head_node_args=head)

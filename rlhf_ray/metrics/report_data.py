@@ -41,6 +41,26 @@ class Artefact:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A response that shows what an alarm is about. ``score`` is the proxy's, None where it was not scored."""
+
+    prompt: str
+    response: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class AlarmRow:
+    """An alarm of the training with rewards, and what was done about it."""
+
+    step: int
+    name: str
+    action: str
+    message: str
+    samples: tuple[Shown, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page: the SFT model and the one that ``method`` made of it answer the same held-out prompts.
 
@@ -62,6 +82,7 @@ class ReportData:
     reward_model: tuple[AccuracyRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
     edits: tuple[EditRow, ...] = ()
+    alarms: tuple[AlarmRow, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)  # in the order of the stages
     artefacts: tuple[Artefact, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

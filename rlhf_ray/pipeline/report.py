@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.load import to_yaml
+from rlhf_ray.hacking.log import ALARMS_FILE, read_alarms
 from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import ALL_KINDS, GradedResponse, ModelSummary, read_graded, summarise
 from rlhf_ray.metrics.report import write_report
-from rlhf_ray.metrics.report_data import AccuracyRow, Artefact, CalibrationBin, ReportData
+from rlhf_ray.metrics.report_data import AccuracyRow, AlarmRow, Artefact, CalibrationBin, ReportData, Shown
 from rlhf_ray.metrics.sinks import METRICS_FILE, MetricRow, read_metrics
 from rlhf_ray.metrics.statistics import Interval
 from rlhf_ray.pipeline.artefacts import write_atomically
@@ -74,6 +75,7 @@ def report_data(context: Context) -> ReportData:
         reward_model=tuple(AccuracyRow(**row) for row in results.get("accuracy_rows", ())),
         calibration=tuple(CalibrationBin(**row) for row in results.get("calibration", ())),
         edits=tuple(EditRow(**row) for row in results.get("edits", ())),
+        alarms=_alarms(context),
         stage_seconds={name: artefact.seconds for name, artefact in context.finished.items()},
         artefacts=tuple(
             Artefact(f"{a.stage}/", a.stage, a.key, tuple(a.parents), a.seconds) for a in context.finished.values()
@@ -81,6 +83,20 @@ def report_data(context: Context) -> ReportData:
         versions=versions(),
         config_yaml=to_yaml(context.config),
         num_shown=context.config.evaluation.num_shown,
+    )
+
+
+def _alarms(context: Context) -> tuple[AlarmRow, ...]:
+    return tuple(
+        AlarmRow(
+            alarm.step,
+            alarm.name,
+            alarm.action,
+            alarm.message,
+            tuple(Shown(sample.prompt, sample.response, sample.score) for sample in alarm.samples),
+        )
+        for stage in context.finished
+        for alarm in read_alarms(context.directory(stage) / ALARMS_FILE)
     )
 
 
@@ -111,6 +127,7 @@ def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int)
         "reward_model": {name: trained.results[name] for name in OF_THE_REWARD_MODEL if name in trained.results}
         if trained
         else None,
+        "alarms": [{"step": alarm.step, "name": alarm.name, "action": alarm.action} for alarm in data.alarms],
         "seconds": dict(data.stage_seconds),
         "total_seconds": sum(data.stage_seconds.values()),
         "peak_memory_bytes": peak_memory_bytes,

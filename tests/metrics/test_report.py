@@ -13,7 +13,7 @@ from rich.console import Console
 from rlhf_ray.errors import DataError
 from rlhf_ray.metrics.evaluation import GradedResponse
 from rlhf_ray.metrics.report import cards, samples, terminal_summary, verdict, write_report
-from rlhf_ray.metrics.report_data import ReportData
+from rlhf_ray.metrics.report_data import AlarmRow, ReportData, Shown
 from rlhf_ray.metrics.report_tables import (
     MAIN_TABLES,
     RECORD_TABLES,
@@ -119,6 +119,17 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert page.text.count(HOSTILE) >= 6  # title, heading, configuration, prompt and both responses
+
+
+def test_alarms_are_told_with_what_shows_them_and_their_text_is_not_run(tmp_path: Path) -> None:
+    data = without_curves(made_up_report(num_prompts=5))
+    assert "alarms" not in page_of(data, tmp_path / "calm").ids
+    shown = (Shown("how?", HOSTILE, 0.25), Shown("when?", "", None))
+    page = page_of(replace(data, alarms=(AlarmRow(12, "style", "raise_kl", "too bold", shown),)), tmp_path / "alarmed")
+    assert "alarms" in page.ids
+    for words in ("Step 12: style (raise_kl)", "too bold", HOSTILE, "score 0.25", "not scored", "(empty response)"):
+        assert words in page.text
+    assert "script" not in page.tags
 
 
 def test_a_task_without_gold_has_a_report_of_what_it_does_grade(tmp_path: Path) -> None:
