@@ -1,4 +1,8 @@
-"""Even shares of work: the largest differencing method (Karmarkar and Karp 1982) over lengths in tokens."""
+"""Even shares of work: the largest differencing method (Karmarkar and Karp 1982) over lengths in tokens.
+
+Of very many rows the longest go to the smallest share first, one by one (Graham 1969): several times as fast, and the
+shortest ones, joined by differences, make up for what it leaves uneven.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ Share: TypeAlias = tuple[int, Rows]  # a sum of lengths and its indices
 Shares: TypeAlias = list[Share]  # largest sum first; empty ones are left out where no length is 0
 Partition: TypeAlias = tuple[int, int, Shares]  # minus the spread, the place in time: together they say who is next
 
+DIFFERENCED = 32  # rows a share that the largest differencing method takes; the longer ones are placed greedily
 EMPTY: Share = (0, ())
 SUM = itemgetter(0)
 
@@ -36,9 +41,27 @@ def balanced_partition(lengths: Sequence[int], num_parts: int, equal_counts: boo
 
 
 def _single_seeds(lengths: Sequence[int], num_parts: int) -> Iterator[Partition]:
-    """Give every index a partition of its own."""
+    """Give every index a partition of its own, but for the longest of very many, which stand in one."""
     empty = [EMPTY] * (num_parts - 1) if min(lengths) <= 0 else []
-    return ((-length, index, [(length, (index,)), *empty]) for index, length in enumerate(lengths))
+    single: Sequence[int] = range(len(lengths))
+    if len(lengths) > 2 * DIFFERENCED * num_parts:
+        order = sorted(single, key=lambda index: (-lengths[index], index))
+        single = sorted(order[-DIFFERENCED * num_parts :])
+        shares = _greedy(lengths, order[: -DIFFERENCED * num_parts], num_parts)
+        yield shares[-1][0] - shares[0][0], -1, shares
+    for index in single:
+        yield -lengths[index], index, [(lengths[index], (index,)), *empty]
+
+
+def _greedy(lengths: Sequence[int], order: Sequence[int], num_parts: int) -> Shares:
+    """Each index in turn to the share with the smallest sum, the first of equals."""
+    heap = [(0, part) for part in range(num_parts)]
+    rows: list[list[int]] = [[] for _ in range(num_parts)]
+    for index in order:
+        total, part = heap[0]
+        rows[part].append(index)
+        heapq.heapreplace(heap, (total + lengths[index], part))
+    return [(total, tuple(rows[part])) for total, part in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
 def _equal_seeds(lengths: Sequence[int], num_parts: int) -> Iterator[Partition]:

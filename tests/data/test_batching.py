@@ -18,7 +18,7 @@ from rlhf_ray.data.batching import (
     padding_fraction,
     plan_minibatches,
 )
-from rlhf_ray.data.partition import balanced_partition
+from rlhf_ray.data.partition import DIFFERENCED, balanced_partition
 from rlhf_ray.errors import ConfigError
 from tests.data.reference import least_cut, plain_partition
 
@@ -78,10 +78,21 @@ def test_shares_are_those_that_joining_step_by_step_makes(
     assert shares == plain_partition(lengths, num_parts, equal_counts=equal_counts)
 
 
-@pytest.mark.parametrize("num_parts", [2, 8, 64])
-def test_shares_of_many_rows_are_those_that_joining_step_by_step_makes(num_parts: int) -> None:
-    lengths = realistic_lengths(1500, seed=4)
+@pytest.mark.parametrize(("num_parts", "num_rows"), [(2, 128), (8, 500), (64, 1500)])
+def test_shares_of_many_rows_are_those_that_joining_step_by_step_makes(num_parts: int, num_rows: int) -> None:
+    lengths = realistic_lengths(num_rows, seed=4)
     assert balanced_partition(lengths, num_parts, False) == plain_partition(lengths, num_parts, False)
+
+
+@pytest.mark.parametrize("num_parts", [2, 8, 64])
+@pytest.mark.parametrize("shortest", [0, 1])
+def test_shares_of_very_many_rows_are_as_even(num_parts: int, shortest: int) -> None:
+    lengths = [shortest, *realistic_lengths(3 * DIFFERENCED * num_parts, seed=5), shortest]
+    shares = balanced_partition(lengths, num_parts, False)
+    assert sorted(itertools.chain(*shares)) == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in share) for share in shares]
+    assert max(sums) - min(sums) <= 2
+    assert shares == balanced_partition(list(lengths), num_parts, False)
 
 
 def test_no_rows_make_empty_shares() -> None:
