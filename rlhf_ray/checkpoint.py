@@ -71,7 +71,9 @@ class Checkpoints:
         self, step: int, driver: Mapping[str, object], write: Write, metrics: Mapping[str, float] | None = None
     ) -> SavedState:
         """Let ``write(directory)`` write the trainer's part, then make the state complete and drop what is too old."""
-        return self.complete(await self.write_aside(step, write), step, driver, metrics or {})
+        state = self.complete(await self.write_aside(step, write), step, driver, metrics or {})
+        self.rotate()
+        return state
 
     async def write_aside(self, step: int, write: Write) -> Path:
         """The first half of :meth:`save`: the trainer's part, in a directory that is no state yet."""
@@ -88,7 +90,6 @@ class Checkpoints:
         final = self._place(step)
         content = {"step": step, "driver": driver, "metrics": dict(metrics)}
         complete(aside, final, manifest=STATE_FILE, content=content)
-        self._rotate()
         return SavedState(final, step, driver, metrics)
 
     def latest(self, at_most: int | None = None) -> tuple[SavedState | None, list[str]]:
@@ -116,13 +117,17 @@ class Checkpoints:
             if directory.name > self._place(step).name:
                 shutil.rmtree(directory)
 
-    def _rotate(self) -> None:
-        """Keep the newest ``keep`` whole states and the best. Damaged ones do not count, and go."""
+    def kept(self) -> list[Path]:
+        """The newest ``keep`` whole states and the best, the newest first. Damaged ones do not count."""
         whole = self.states()
-        kept = {state.directory for state in whole[: self.keep]}
-        if self.best is not None and (best := self.best.of(whole)) is not None:
-            kept.add(best.directory)
-        for directory in set(self._newest_first()) - kept:
+        kept = whole[: self.keep]
+        if self.best is not None and (best := self.best.of(whole)) is not None and best not in kept:
+            kept.append(best)
+        return [state.directory for state in kept]
+
+    def rotate(self) -> None:
+        """Remove all but :meth:`kept`. Nobody may still want to go back to an older one."""
+        for directory in set(self._newest_first()) - set(self.kept()):
             shutil.rmtree(directory)
 
     def _newest_first(self) -> list[Path]:

@@ -1,7 +1,8 @@
 """Saves states while training goes on: the trainer writes aside, a thread does the rest, one state at a time.
 
-What takes the trainer's time is its own writing. Checksums, flushing to disk, the rename that makes the state count,
-rotation and the copy to the mirror are done beside the next step. Whoever is killed in between has the state before.
+What takes the trainer's time is its own writing. Checksums, flushing to disk, the rename that makes the state count and
+the copy to the mirror are done beside the next step. Whoever is killed in between has the state before, which goes when
+a trainer that loses a rank would no longer go back to it.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class StateSaver:
         step, task = self._flight
         try:
             self._on_saved(await asyncio.shield(task))
+            await asyncio.to_thread(self.checkpoints.rotate)
         except OSError as error:
             self._failed(step, error)
         finally:
@@ -95,7 +97,7 @@ class StateSaver:
         self.longest_s = max(self.longest_s, time.perf_counter() - begun)
         if self._mirror is not None:
             try:
-                self._mirror.upload(state.directory, keep=[kept.directory.name for kept in self.checkpoints.states()])
+                self._mirror.upload(state.directory, keep=[kept.name for kept in self.checkpoints.kept()])
             except Exception as error:  # noqa: BLE001 -- whatever a store's client raises: the local state is whole
                 self._warn(f"checkpoint {state.directory} could not be copied to {self._mirror.url}: {error!r}")
         return state

@@ -175,6 +175,27 @@ async def test_the_second_half_is_done_beside_training_and_one_at_a_time(
     assert disk.saver.waited() == {}
 
 
+async def test_a_state_goes_only_when_the_trainer_has_heard_of_the_next(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "state", keep=1)
+    seen: list[list[int]] = []
+    saver = StateSaver(
+        checkpoints,
+        SaveSchedule(every_steps=1, num_steps=100),
+        mirror=None,
+        warn=print,
+        on_saved=lambda state: seen.append([each.step for each in checkpoints.states()]),
+    )
+
+    async def write(directory: Path) -> None:
+        (directory / "weights").write_bytes(b"weights")
+
+    for step in (1, 2, 3):
+        await saver.save_if_due(step, {}, write, {})
+    await saver.settle()
+    assert seen == [[1], [2, 1], [3, 2]]
+    assert [state.step for state in checkpoints.states()] == [3]
+
+
 # ------------------------------------------------------------------------------------------------------- what is kept
 SCORES = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.9}
 
