@@ -159,7 +159,8 @@ def command_line(arguments: argparse.Namespace) -> str:
 SUMMARY = (
     "Mean over seeds with its 95% interval (Student's t). Wrong labels: the share of decided training pairs that gold "
     "orders the other way. The reward model is measured on held-out pairs that people ranked, whoever labelled the "
-    "training pairs; gold is that of held-out responses. People tie more often than the judge and decide fewer pairs."
+    "training pairs; gold is that of held-out responses, and its difference is taken seed by seed. People tie more "
+    "often than the judge and decide fewer pairs."
 )
 
 
@@ -172,9 +173,11 @@ def table(record: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "reward model",
         "gold, SFT",
         f"gold, {record['method']}",
+        "less than without errors",
         "KL",
     ]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    sure = {outcome.seed: outcome.gold for outcome in outcomes if outcome.rate == 0}
     for label in labels(outcomes):
         own = [outcome for outcome in outcomes if outcome.label == label]
         cells = [
@@ -184,10 +187,17 @@ def table(record: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
             text(*interval([outcome.accuracy for outcome in own])),
             text(*interval([outcome.gold_sft for outcome in own])),
             text(*interval([outcome.gold for outcome in own])),
+            lost(own, sure),
             f"{statistics.fmean(outcome.kl_per_response for outcome in own):.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *closing(record)])
+
+
+def lost(own: Sequence[Outcome], sure: Mapping[int, float]) -> str:
+    """What an arm has less of than the judge without errors, seed by seed."""
+    pairs = [sure[outcome.seed] - outcome.gold for outcome in own if outcome.seed in sure]
+    return "-" if not pairs or own[0].rate == 0 else text(*interval(pairs))
 
 
 def labels(outcomes: Sequence[Outcome]) -> list[str]:

@@ -32,8 +32,20 @@ def test_a_row_has_the_mean_over_seeds_with_its_interval() -> None:
     outcomes = [OUTCOME, replace(OUTCOME, seed=1, accuracy=0.8, gold=0.9), replace(OUTCOME, label="people", rate=None)]
     rows = [line for line in judge_error.table(RECORD, outcomes).splitlines() if line.startswith("| ")]
     # Two seeds, t = 12.706: 12.706 * 0.0707 / sqrt(2) = 0.635.
-    assert rows[1] == "| 0.1 | 0.120 | 100 | 0.750 ± 0.635 | 0.600 ± 0.000 | 0.850 ± 0.635 | 1.50 |"
+    assert rows[1] == "| 0.1 | 0.120 | 100 | 0.750 ± 0.635 | 0.600 ± 0.000 | 0.850 ± 0.635 | - | 1.50 |"
     assert rows[2].startswith("| people | 0.120 | 100 | 0.700 |")
+
+
+def test_what_errors_cost_is_taken_seed_by_seed() -> None:
+    golds = {0.0: (0.8, 0.9), 0.4: (0.7, 0.81)}
+    outcomes = [
+        replace(OUTCOME, label=f"{rate:g}", rate=rate, seed=seed, gold=gold)
+        for rate, own in golds.items()
+        for seed, gold in enumerate(own)
+    ]
+    rows = [line.split(" | ") for line in judge_error.table(RECORD, outcomes).splitlines() if line.startswith("| ")]
+    # Differences 0.10 and 0.09: 12.706 * 0.00707 / sqrt(2) = 0.0635.
+    assert [row[6] for row in rows[1:]] == ["-", "0.095 ± 0.064"]
 
 
 def test_wrong_labels_are_those_that_gold_orders_the_other_way(tmp_path: Path) -> None:
