@@ -30,7 +30,7 @@ from benchmarks.learning import interval, text  # noqa: E402
 from benchmarks.record_runs import RESULTS, closing, opening, record_of, write_record  # noqa: E402
 
 PRESET = "configs/iterate.yaml"
-ROUNDS, PROMPTS, STEPS = 3, 500, 6  # of each round
+ROUNDS, PROMPTS, STEPS = 3, 500, 14  # of each round
 SHARED = ("model", "sft")
 ARMS: Mapping[str, Sequence[str]] = {
     "unsure": (),
@@ -45,6 +45,7 @@ COMMON = (
     f"iteration.num_rounds={ROUNDS}",
     f"iteration.prompts_per_round={PROMPTS}",
     f"ppo.num_steps={STEPS}",
+    "ppo.kl.coef=0.05",
     "ppo.eval_every=0",
 )
 
