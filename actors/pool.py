@@ -47,7 +47,7 @@ class Pool:
 
         Then whoever rests under one of its names is ended: a name belongs to one actor.
         """
-        for crew in [each for each in self._resting if kind_of(each) == kind]:
+        while crew := next((each for each in self._resting if kind_of(each) == kind), None):
             self._resting.remove(crew)
             if await crew.rest(ANSWER_S):
                 crew.wake()

@@ -47,10 +47,10 @@ def reference_servers(config: RunConfig, device: str) -> tuple[Bundle, ...]:
     )
 
 
-def reward_model(config: RunConfig, device: str) -> tuple[Bundle, ...]:
+def reward_model(config: RunConfig, device: str, role: str = "reward_model") -> tuple[Bundle, ...]:
     r = config.reward_server
     return bundles(
-        "reward_model",
+        role,
         count=r.num_replicas,
         cpus=r.cpus_per_replica,
         gpus=r.gpus_per_replica,
@@ -63,7 +63,8 @@ def reward_source(config: RunConfig, device: str, name: str) -> tuple[Bundle, ..
     """A model is served like the run's own; a function or a service mostly waits."""
     source = config.rewards.used[name]
     if source.kind == "model":
-        return reward_model(config, device)
+        several = sum(each.kind == "model" for each in config.rewards.used.values()) > 1
+        return reward_model(config, device, f"reward_model {name}" if several else "reward_model")
     field = f"rewards.sources.{name}.num_workers"
     return bundles(f"reward {name}", count=source.num_workers, cpus=0.1, gpus=0.0, device=device, field=field)
 

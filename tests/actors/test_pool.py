@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -131,6 +132,19 @@ async def test_nobody_is_kept_who_cannot_rest_or_is_gone(tmp_path: Path) -> None
         ray.kill(two.members[1])
         await pool.give(two, 30.0)
         assert len(pool) == 0
+
+
+@pytest.mark.integration
+async def test_two_who_want_the_same_at_once_are_given_one_each(tmp_path: Path) -> None:
+    async with office(tmp_path) as (pool, monitor):
+        for _ in range(2):
+            await pool.give(await crew_of(monitor, desks(1)), 30.0)
+        found = await asyncio.gather(*(pool.take(kind(desks(1))) for _ in range(3)))
+        assert sorted(crew is None for crew in found) == [False, False, True]
+        assert len({id(crew) for crew in found}) == 3
+        for crew in found:
+            if crew is not None:
+                crew.end_all()
 
 
 @pytest.mark.integration

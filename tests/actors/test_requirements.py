@@ -108,3 +108,9 @@ def test_every_source_of_rewards_has_its_own_actors_and_the_own_model_only_where
     }
     only = replace(config, rewards=RewardsConfig({"exact": function}))
     assert "reward_model" not in roles(requirements.stages(only, "cuda")["ppo"])
+
+
+def test_servers_of_several_reward_models_have_names_of_their_own() -> None:
+    sources = {"kind": RewardSourceConfig(path="a"), "honest": RewardSourceConfig(path="b")}
+    config = replace(CONFIG, rewards=RewardsConfig(sources), ppo=PpoConfig(critic_initialise_from="sft"))
+    assert set(roles(requirements.rewards(config, "cpu"))) == {"reward_model kind", "reward_model honest"}
