@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.bookkeeper import Bookkeeper
 from actors.messages import say
 from actors.monitor import Monitor
 from actors.placement import Bundle
@@ -35,10 +36,11 @@ class Crew:
     max_concurrency: int
     wait_for_room_s: float
     monitor: Monitor
+    books: Bookkeeper = field(default_factory=Bookkeeper)
     members: dict[int, Any] = field(default_factory=dict)
 
-    def start(self, place: int) -> Any:
-        """Begin an actor; it is there when its first call is answered."""
+    def start(self, place: int, *, ordered: float | None = None) -> Any:
+        """Begin an actor; it is there when its first call is answered. ``ordered`` is when it was asked for."""
         bundle = self.wanted[place]
         name = self.name(place)
         actor = (
@@ -54,6 +56,8 @@ class Crew:
         )
         self.members[place] = actor
         self.monitor.watch(name, actor)
+        if hasattr(self.actor_class, "books"):
+            self.books.begins(name, bundle.role, actor, gpus=bundle.gpus, at=ordered)
         return actor
 
     @property
@@ -66,22 +70,25 @@ class Crew:
 
         Raises PlacementError where a lost node leaves no room for ``cluster.wait_for_room_s``.
         """
-        self.end(place)
+        ordered = self.books.now()
+        self.end(place, lost=True)
         say(f"{self.name(place)} is started again: {reason}")
         await wait_for_room(self.group, self.wanted, self.wait_for_room_s)
-        return self.start(place)
+        return self.start(place, ordered=ordered)
 
     async def replace_all(self, reason: str) -> list[Any]:
         """End every actor and begin others; as :meth:`replace`."""
+        ordered = self.books.now()
         for place in list(self.members):
-            self.end(place)
+            self.end(place, lost=True)
         say(f"all of {self.wanted[0].role} are started again: {reason}")
         await wait_for_room(self.group, self.wanted, self.wait_for_room_s)
-        return [self.start(place) for place in range(len(self.wanted))]
+        return [self.start(place, ordered=ordered) for place in range(len(self.wanted))]
 
-    def end(self, place: int) -> None:
+    def end(self, place: int, *, lost: bool = False) -> None:
         """Kill the actor, stopped or not."""
         self.monitor.forget(self.name(place))
+        self.books.ends(self.name(place), lost=lost)
         if (actor := self.members.pop(place, None)) is not None:
             ray.kill(actor)
 
@@ -95,6 +102,7 @@ class Crew:
         closing = [actor.close.remote() for actor in self.members.values() if hasattr(actor, "close")]
         if closing:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=within_s)
+        await self.books.settle(self._names)
 
     async def rest(self, within_s: float) -> bool:
         """Let every actor drop what a stage gave it; whether all of them are there, and have, and nobody minds them."""
@@ -108,12 +116,20 @@ class Crew:
             return False
         for place in self.members:
             self.monitor.forget(self.name(place))
+        await self.books.settle(self._names)
+        if rested:
+            self.books.rests(self._names)
         return rested
 
     def wake(self) -> None:
         """Mind the actors again, after they have rested."""
         for place, actor in self.members.items():
             self.monitor.watch(self.name(place), actor)
+        self.books.wakes(self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [self.name(place) for place in self.members]
 
     def name(self, place: int) -> str:
         return f"{self.wanted[place].role} {self.wanted[place].index}"

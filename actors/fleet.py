@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import requirements
+from actors.bookkeeper import Bookkeeper
 from actors.cluster import living_nodes
 from actors.monitor import Monitor
 from actors.node_groups import pinned
@@ -18,16 +19,18 @@ from actors.scope import CLOSING_S, Scope
 from actors.transport import transport
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.ledger.record import RunLedger
 
 SCALED = ("generator", "reference", "reward_model")  # roles that may grow and shrink while a run is under way
 
 
 class Fleet:
-    """Everything that a run may start, on one cluster and one kind of device."""
+    """Everything that a run may start, on one cluster and one kind of device; what they do goes to ``ledger``."""
 
-    def __init__(self, config: RunConfig, device: str) -> None:
+    def __init__(self, config: RunConfig, device: str, ledger: RunLedger | None = None) -> None:
         self.config = config
         self.device = device
+        self._books = Bookkeeper(ledger)
         self._scopes: list[Scope] = []
         self._kept: tuple[Monitor, Pool] | None = None
 
@@ -71,7 +74,7 @@ class Fleet:
     async def scope(self) -> AsyncIterator[Scope]:
         """The actors of one stage. One that fails leaves none to another."""
         monitor, pool = self._kept or (self._monitor(), Pool())
-        scope = Scope(self.config, self.device, monitor=monitor, pool=pool)
+        scope = Scope(self.config, self.device, monitor=monitor, pool=pool, books=self._books)
         self._scopes.append(scope)
         whole = False
         try:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar
 
 from actors.answers import ActorDiedError, ActorTimeoutError
@@ -33,11 +34,20 @@ class Lasting(ABC, Generic[K, G]):
     same steps on the same data give the same weights, so that the run goes on as if nothing had happened.
     """
 
-    def __init__(self, trainer: G, *, restart: Restart, budget: RestartBudget, journal: Journal[K]) -> None:
+    def __init__(
+        self,
+        trainer: G,
+        *,
+        restart: Restart,
+        budget: RestartBudget,
+        journal: Journal[K],
+        recovering: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._trainer: G = trainer
         self._restart = restart
         self._budget = budget
         self._journal = journal
+        self._recovering = recovering  # surrounds the time that it takes
         self._busy = asyncio.Lock()
         self.incarnation = 0  # how often all ranks were replaced
 
@@ -63,7 +73,8 @@ class Lasting(ABC, Generic[K, G]):
             raise
         except BlockLostError as fault:
             async with self._busy:
-                await self._recover(fault)
+                with self._recovering():
+                    await self._recover(fault)
             raise
         self._journal.trained(kept)
         return found
@@ -94,7 +105,8 @@ class Lasting(ABC, Generic[K, G]):
                     raise
                 async with self._busy:
                     if self.incarnation == before:  # else somebody who noticed as well has done it
-                        await self._recover(fault)
+                        with self._recovering():
+                            await self._recover(fault)
 
     async def _recover(self, fault: Lost) -> None:
         """Replace every rank, load the last state, take the steps since. Raises NoWayBackError."""

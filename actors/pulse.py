@@ -13,6 +13,8 @@ import tempfile
 import threading
 from typing import Any
 
+from rlhf_ray.ledger.booking import BOOKER
+from rlhf_ray.ledger.spans import Books
 from rlhf_ray.supervision import injection
 
 VARIABLE = "RLHF_PULSE"  # JSON: name, host, port, interval_s
@@ -29,6 +31,10 @@ class Watched:
             threading.Thread(target=_beat, kwargs=settings, daemon=True, name="pulse").start()
             injection.install(settings["name"])
         return super().__new__(cls)
+
+    def books(self) -> Books:
+        """What this process did since it was last asked."""
+        return BOOKER.closed()
 
 
 def _beat(name: str, host: str, port: int, interval_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 
 from actors import requirements
 from actors.answers import answers
+from actors.bookkeeper import Bookkeeper
 from actors.cluster import living_nodes
 from actors.crew import Crew
 from actors.generator import GeneratorActor
@@ -42,6 +44,7 @@ from actors.weight_sync import FleetWeightSync
 from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.engines.environment import generator_environment, server_environment, trainer_environment
+from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.records import AdaptersOff
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Reference
@@ -56,11 +59,12 @@ CLOSING_S = 60.0  # for actors to give back what outlives a process; a busy mach
 class Scope:
     """The actors of one stage. ``monitor`` hears them; those that the stage leaves go to ``pool``, or come from it."""
 
-    def __init__(self, config: RunConfig, device: str, *, monitor: Monitor, pool: Pool) -> None:
+    def __init__(self, config: RunConfig, device: str, *, monitor: Monitor, pool: Pool, books: Bookkeeper) -> None:
         self._config = config
         self._device = device
         self.monitor = monitor
         self._pool = pool
+        self._books = books
         self._timeout_s = config.cluster.actor_timeout_s
         self._crews: list[Crew] = []
         self.generator_groups: list[GeneratorGroup] = []
@@ -70,7 +74,9 @@ class Scope:
     async def trainer(self, spec: Any) -> LastingFit:
         """The ranks of the trainer, with the models of ``spec`` loaded; where one is lost, others in their places."""
         group, restart = await self._trainer(spec)
-        return LastingFit(group, restart=restart, budget=self._budget(), journal=self._journal())
+        return LastingFit(
+            group, restart=restart, budget=self._budget(), journal=self._journal(), recovering=self._recovering
+        )
 
     async def ppo_trainer(
         self, spec: Any, *, demonstrations: Callable[[int], Sequence[Sequence[SequenceWork]]]
@@ -78,7 +84,12 @@ class Scope:
         """The ranks that hold policy and critic, likewise."""
         group, restart = await self._trainer(spec)
         trainer = PpoTrainerGroup(group, self._config.ppo, seed=self._config.seed, demonstrations=demonstrations)
-        return LastingTrainer(trainer, restart=restart, budget=self._budget(), journal=self._journal())
+        return LastingTrainer(
+            trainer, restart=restart, budget=self._budget(), journal=self._journal(), recovering=self._recovering
+        )
+
+    def _recovering(self) -> AbstractContextManager[None]:
+        return self._books.during(Account.RESTART, "trainer")
 
     async def _trainer(self, spec: Any) -> tuple[TrainerGroup, Restart]:
         config, crew = self._config.training, await self._trainer_crew()
@@ -303,6 +314,7 @@ class Scope:
             environment=environment,
             monitor=self.monitor,
             pool=self._pool,
+            books=self._books,
             max_concurrency=max_concurrency,
             room_s=self._config.cluster.wait_for_room_s,
             on_start=self._crews.append,
@@ -311,7 +323,7 @@ class Scope:
 
     async def _trainer_crew(self) -> Crew:
         """One actor a rank, when the cluster has room for all of them."""
-        wanted = requirements.trainer(self._config, self._device)
+        ordered, wanted = self._books.now(), requirements.trainer(self._config, self._device)
         environment = trainer_environment(self._device, self._config.training.threads_per_rank)
         if (left := await self._pool.take(Kind(TrainerActor, environment, wanted))) is not None:
             self._crews.append(left)
@@ -324,10 +336,11 @@ class Scope:
             max_concurrency=1,
             wait_for_room_s=self._config.cluster.wait_for_room_s,
             monitor=self.monitor,
+            books=self._books,
         )
         self._crews.append(crew)
         for place in range(len(wanted)):
-            crew.start(place)
+            crew.start(place, ordered=ordered)
         return crew
 
     async def _answers(self, who: str, verb: str, refs: list[Any]) -> list[Any]:

@@ -14,6 +14,8 @@ from actors.pulse import Watched
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import RewardSourceConfig
 from rlhf_ray.data.collate import TokenSequence
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.records import FloatArray, Graded, Rollout
 from rlhf_ray.rewards.texts import PromptText
 
@@ -24,6 +26,7 @@ class ModelServer(Watched):
     def __init__(self) -> None:
         self._engine: Any = None
 
+    @booked(Account.START_UP)
     def rest(self) -> bool:
         """Drop the models; another stage may be served."""
         self._engine = None
@@ -32,32 +35,38 @@ class ModelServer(Watched):
 
 
 class ReferenceActor(ModelServer):
+    @booked(Account.START_UP)
     def ready(self, **arguments: Any) -> None:
         """``arguments`` are those of ReferenceEngine."""
         from rlhf_ray.engines.scoring import ReferenceEngine
 
         self._engine = ReferenceEngine(**arguments)
 
+    @booked(Account.SCORING)
     def logprobs(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
         """Two objects, so that the numbers stay here and their count, which says that they are there, travels."""
         return self._engine.logprobs(rollouts), len(rollouts)
 
+    @booked(Account.SCORING)
     def response_logprobs(self, sequences: Sequence[TokenSequence]) -> tuple[float, ...]:
         found: tuple[float, ...] = self._engine.response_logprobs(sequences)
         return found
 
+    @booked(Account.SCORING)
     def distributions(self, rollouts: Sequence[Rollout]) -> tuple[tuple[FloatArray, ...], int]:
         """Like :meth:`logprobs`."""
         return self._engine.distributions(rollouts), len(rollouts)
 
 
 class RewardServer(ModelServer):
+    @booked(Account.SCORING)
     def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
         found: tuple[Graded, ...] = self._engine.grade(rollouts)
         return found
 
 
 class RewardModelActor(RewardServer):
+    @booked(Account.START_UP)
     def ready(self, **arguments: Any) -> None:
         """``arguments`` are those of RewardEnsemble."""
         from rlhf_ray.engines.scoring import RewardEnsemble
@@ -66,6 +75,7 @@ class RewardModelActor(RewardServer):
 
 
 class ProcessRewardActor(RewardServer):
+    @booked(Account.START_UP)
     def ready(self, *, tokenizer: str, model: ModelConfig, step_separator: str, **arguments: Any) -> None:
         """``arguments`` are those of ProcessRewardEngine, but that the separator is text, for this tokenizer."""
         from rlhf_ray.engines.models import load_tokenizer
@@ -81,6 +91,7 @@ class RewardFunctionActor(Watched):
     def __init__(self) -> None:
         self._reward: Any = None
 
+    @booked(Account.START_UP)
     def ready(
         self,
         *,
@@ -103,10 +114,12 @@ class RewardFunctionActor(Watched):
             batch_size=source.batch_size,
         )
 
+    @booked(Account.SCORING)
     def grade(self, rollouts: Sequence[Rollout]) -> tuple[Graded, ...]:
         found: tuple[Graded, ...] = self._reward.grade(rollouts)
         return found
 
+    @booked(Account.START_UP)
     def close(self) -> None:
         if self._reward is not None:
             self._reward.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from actors.bookkeeper import Bookkeeper
 from actors.crew import Crew
 from actors.monitor import Monitor
 from actors.placement import Bundle
@@ -26,6 +27,7 @@ class Solo:
     room_s: float  # to wait for room where a run is under way
     on_start: Callable[[Crew], None]
     on_end: Callable[[Crew], None]
+    books: Bookkeeper = field(default_factory=Bookkeeper)
     rooms: Rooms = field(default_factory=Rooms)
 
     async def start(self, index: int, *, room_s: float, field: str) -> Crew:
@@ -38,7 +40,7 @@ class Solo:
             self.rooms.adopt(crew.group, bundle)
             self.on_start(crew)
             return crew
-        group = self.rooms.reserve(bundle)
+        ordered, group = self.books.now(), self.rooms.reserve(bundle)
         crew = Crew(
             actor_class=self.actor_class,
             environment=self.environment,
@@ -47,11 +49,12 @@ class Solo:
             max_concurrency=self.max_concurrency,
             wait_for_room_s=self.room_s,
             monitor=self.monitor,
+            books=self.books,
         )
         self.on_start(crew)
         try:
             await wait_for_room(group, [bundle], room_s, field=field, make_room=self.pool.end_all)
-            crew.start(0)
+            crew.start(0, ordered=ordered)
         except BaseException:
             self.end(crew)
             raise

@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 from collections import Counter
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -23,13 +24,16 @@ from rlhf_ray.config.load import to_yaml
 from rlhf_ray.config.run import BEST_OF_N, RunConfig
 from rlhf_ray.data.jsonl import write_jsonl
 from rlhf_ray.data.tasks import build_task
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, DataError
+from rlhf_ray.ledger.record import RunLedger
 from rlhf_ray.metrics.evaluation import GradedResponse
 from rlhf_ray.metrics.memory import PeakMemory
 from rlhf_ray.metrics.report import terminal_summary
+from rlhf_ray.metrics.report_ledger import terminal_accounts, verdict_of
 from rlhf_ray.metrics.rounds import plot_rounds, rounds_table
+from rlhf_ray.pipeline.accounting import drawn_up, ledger_of
 from rlhf_ray.pipeline.artefacts import ArtefactStore, write_atomically
-from rlhf_ray.pipeline.context import Context, Scope
+from rlhf_ray.pipeline.context import Context, Scope, warned
 from rlhf_ray.pipeline.door import checkpoint_directory
 from rlhf_ray.pipeline.evaluation import evaluate_models
 from rlhf_ray.pipeline.ppo_run import make_mirror
@@ -55,11 +59,15 @@ async def run_until(config: RunConfig, *, until: str, report: bool, command: str
     if config.checkpoints.mirror:
         make_mirror(config.checkpoints)  # a URL that nobody can open is an error at the door
     stop = Stop(config.checkpoints.grace_s)
-    with cluster(config.cluster, wanted_cpus=wanted_cpus(config)), PeakMemory() as memory:
+    with (
+        accounted(store.root) as ledger,
+        cluster(config.cluster, wanted_cpus=wanted_cpus(config)),
+        PeakMemory() as memory,
+    ):
         end_on_sigterm(stop)
-        fleet = Fleet(config, resolve_device(config.device))
+        fleet = Fleet(config, resolve_device(config.device), ledger)
         fleet.require_room()
-        context = Context(config, task, fleet, store, command, stop=stop)
+        context = Context(config, task, fleet, store, command, stop=stop, ledger=ledger)
         try:
             async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
                 await run_stages(context, until)
@@ -80,11 +88,15 @@ async def iterate_rounds(config: RunConfig, *, command: str) -> None:
     require_labels(config, task)
     store = open_store(config)
     print(f"Run {config.name}: {store.root} (seed {config.seed})", flush=True)
-    with cluster(config.cluster, wanted_cpus=wanted_cpus(config)), PeakMemory() as memory:
+    with (
+        accounted(store.root) as ledger,
+        cluster(config.cluster, wanted_cpus=wanted_cpus(config)),
+        PeakMemory() as memory,
+    ):
         end_on_sigterm()
-        fleet = Fleet(config, resolve_device(config.device))
+        fleet = Fleet(config, resolve_device(config.device), ledger)
         fleet.require_room()
-        context = Context(config, task, fleet, store, command)
+        context = Context(config, task, fleet, store, command, ledger=ledger)
         async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
             rounds = await run_rounds(context)
     _remember_peak(store, memory.peak_bytes)
@@ -161,6 +173,21 @@ async def examine_quarantined(config: RunConfig, *, recorded: RunConfig, step: P
     for line in examination.lines(TextTools.of(context).decode):
         print(line, flush=True)
     return examination.reproduced
+
+
+@contextmanager
+def accounted(root: Path) -> Iterator[RunLedger]:
+    """The ledger of a run; once anybody has worked in it, its table is printed however the block ends."""
+    try:
+        with ledger_of(root) as ledger:
+            yield ledger
+    finally:
+        try:
+            if (found := drawn_up(root)) is not None and len(found.workers) > 1:
+                Console().print(terminal_accounts(found))
+                print(verdict_of(found), flush=True)
+        except (DataError, OSError) as error:  # the run's own result, or failure, counts for more
+            warned(f"there is no table of the ledger: {error}")
 
 
 def end_on_sigterm(stop: Stop | None = None) -> None:

@@ -35,6 +35,7 @@ from rlhf_ray.selection import (
     kept_where,
     normalised,
     num_groups,
+    num_tokens,
     pairs_of,
     scaled,
     scored_shards,
@@ -120,6 +121,7 @@ class Driver:
         self.kl_controller = make_kl_controller(config.kl)
         self.score_moments = RunningMoments()
         self.skipped_steps = 0
+        self.tokens_lost = 0  # of responses that vanished and were sampled again, since the process began
 
     async def run(self, after_step: Callable[[int, Metrics], Awaitable[None]]) -> None:
         """Train until ``config.num_steps`` steps are done, calling ``after_step(step, metrics)`` after each."""
@@ -218,6 +220,7 @@ class Driver:
     async def again(
         self, shard: RolloutShard | ScoredShard, asked: Mapping[str, GenerationRequest], settings: SamplingSettings
     ) -> RolloutShard:
+        self.tokens_lost += sum(summary.response_length for summary in shard.summaries)
         requests = [asked[summary.rollout_id] for summary in shard.summaries]
         (same,) = [shard async for shard in self.generator.generate(requests, settings)]
         return same
@@ -383,6 +386,7 @@ def summarise(batch: StepBatch, policy_version: int) -> dict[str, float]:
         "ppo/sampling_rounds": float(batch.rounds),
         "ppo/response_length": float(np.mean([s.response_length for s in summaries])),
         "ppo/finished_fraction": float(np.mean([s.finish_reason == "stop" for s in summaries])),
+        **num_tokens(batch.sampled, batch.trained),
         "ppo/policy_version": float(policy_version),
         "ppo/staleness": float(policy_version - min(s.policy_version for s in summaries)),
     }

@@ -115,3 +115,15 @@ def scaled(score: Score, seen: RunningMoments) -> Score:
     scale = 1.0 / seen.std if seen.std > 1e-8 else 1.0
     steps = tuple((index, value * scale) for index, value in score.step_rewards)
     return replace(score, total=(score.total - seen.mean) * scale, step_rewards=steps)
+
+
+def num_tokens(sampled: Sequence[ScoredShard], trained: Sequence[ScoredShard]) -> dict[str, float]:
+    """How much was sampled and how much of it is trained on: what the ledger and the throughput count."""
+    every = [summary for shard in sampled for summary in shard.summaries]
+    used = [summary for shard in trained for summary in shard.summaries]
+    return {
+        "ppo/prompts": float(len({summary.prompt_id for summary in every})),
+        "ppo/sampled_tokens": float(sum(summary.response_length for summary in every)),
+        "ppo/trained_response_tokens": float(sum(summary.response_length for summary in used)),
+        "ppo/trained_tokens": float(sum(summary.length for summary in used)),
+    }

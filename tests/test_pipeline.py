@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,26 @@ def assert_report_is_whole(run: Path) -> None:
     assert steps[0]["ppo/kl_per_token"] == pytest.approx(0.0, abs=1e-5)
     assert all("gold/heldout_mean" in row for row in steps)
     assert (run / "report" / "report.html").stat().st_size > 50_000
+    assert_ledger_balances(run, summary["ledger"], steps)
+
+
+def assert_ledger_balances(run: Path, ledger: dict[str, Any], steps: list[dict[str, float]]) -> None:
+    """By its own sums, and against the driver's clock of each phase, which knows nothing of it."""
+    assert ledger["balances"]
+    assert ledger["difference"] < 0.02
+    assert set(ledger["by_role"]) == {"driver", "generator", "reference", "reward_model", "trainer"}
+    assert sum(ledger["accounts"].values()) == pytest.approx(ledger["worker_seconds"], rel=0.02)
+    ppo = ledger["by_stage"]["ppo"]
+    learning = ppo["policy update"] + ppo["critic update"] + ppo["old-logprob and value forwards"]
+    updating, generating = (sum(row[name] for row in steps) for name in ("time/update", "time/generate"))
+    assert 0.6 * updating < learning < updating
+    assert 0.3 * generating < ppo["useful generation"] < 2 * generating  # two engines
+    assert ppo["waiting for rollouts"] > 0.5 * generating  # the trainer alone
+    assert "discarded generation" not in ppo
+    tokens = sum(row["ppo/sampled_tokens"] for row in steps)
+    seconds = sum(row["time/step"] for row in steps)
+    assert ledger["throughput"]["sampled_tokens_per_second"] == pytest.approx(tokens / seconds, rel=0.05)
+    assert (run / "ledger_trace.json").stat().st_size > 10_000
 
 
 ONLINE = (

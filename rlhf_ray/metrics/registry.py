@@ -257,6 +257,10 @@ _PPO_UPDATE = (
     _M("ppo/learning_rate", "", "Learning rate of the policy."),
     _M("ppo/critic_learning_rate", "", "Learning rate of the critic."),
     _M("ppo/ptx_loss", "nats/token", "Negative log-likelihood of the pretraining mix (PPO-ptx).", "lower"),
+    _M("ppo/prompts", "", "Different prompts of the step."),
+    _M("ppo/sampled_tokens", "tokens", "Tokens of the step's responses, EOS included, trained on or not."),
+    _M("ppo/trained_response_tokens", "tokens", "Tokens of the responses that the step trains on."),
+    _M("ppo/trained_tokens", "tokens", "Tokens of prompts and responses that the step trains on, epochs counted once."),
     _M("ppo/policy_version", "syncs", "Number of weight syncs behind the weights that sampled this step."),
     _M(
         "ppo/staleness",

@@ -17,6 +17,7 @@ from rich.text import Text
 from rlhf_ray.metrics.evaluation import ALL_KINDS, PRINCIPAL_GRADE, GradedResponse
 from rlhf_ray.metrics.plots import Plot, render_svg, write_png
 from rlhf_ray.metrics.report_data import ReportData
+from rlhf_ray.metrics.report_ledger import LEDGER_TABLES, ledger_plots
 from rlhf_ray.metrics.report_plots import outcome_plots, time_plots, training_plots
 from rlhf_ray.metrics.report_tables import (
     MAIN_TABLES,
@@ -66,7 +67,11 @@ def write_report(data: ReportData, directory: Path) -> Path:
         DataError: the two models were not given the same prompts.
     """
     headline = verdict(data)
-    groups = {"outcome": outcome_plots(data), "training": training_plots(data), "time": time_plots(data)}
+    groups = {
+        "outcome": outcome_plots(data),
+        "training": training_plots(data),
+        "time": [*time_plots(data), *ledger_plots(data)],
+    }
     figures = directory / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for plots in groups.values():
@@ -92,7 +97,7 @@ def _render(data: ReportData, headline: tuple[Tone, str], groups: dict[str, list
         plots=drawn,
         tables={
             "main": _built(MAIN_TABLES, data),
-            "time": _built(TIME_TABLES, data),
+            "time": _built((*TIME_TABLES, *LEDGER_TABLES), data),
             "record": _built(RECORD_TABLES, data),
         },
         samples=samples(data),

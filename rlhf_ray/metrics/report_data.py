@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rlhf_ray.ledger.balance import Balance
+from rlhf_ray.ledger.lanes import Lanes
+from rlhf_ray.ledger.lives import Step
 from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import Comparison, GradedResponse, ModelSummary, compare, summarise
 from rlhf_ray.metrics.sinks import MetricRow
@@ -85,6 +88,9 @@ class ReportData:
     alarms: tuple[AlarmRow, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)  # in the order of the stages
     artefacts: tuple[Artefact, ...] = ()
+    ledger: Balance | None = None
+    lanes: Lanes = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()  # of the ledger
     versions: Mapping[str, str] = field(default_factory=dict)
     config_yaml: str = ""
     num_shown: int = 12  # prompts whose responses are shown side by side

@@ -12,6 +12,7 @@ from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.task import Task
+from rlhf_ray.ledger.record import RunLedger, nowhere
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
 from rlhf_ray.records import IntArray
@@ -129,6 +130,7 @@ class Context:
     finished: dict[str, Artefact] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     board: StatusBoard = field(default_factory=StatusBoard)  # what `rlhf-ray status` shows
+    ledger: RunLedger = field(default_factory=lambda: RunLedger(nowhere))
 
     @property
     def samples_comparisons(self) -> bool:

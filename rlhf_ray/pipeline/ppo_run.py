@@ -11,9 +11,11 @@ from rlhf_ray.checkpoint import Best, Checkpoints
 from rlhf_ray.config.checkpoints import CheckpointConfig
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.garbage import rare_collections
+from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import MetricLog, open_metric_log
 from rlhf_ray.mirror import Mirror
+from rlhf_ray.pipeline.accounting import StepLedger
 from rlhf_ray.pipeline.context import Context, Scope, quiet, warned
 from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics
 from rlhf_ray.pipeline.phases import PhaseTrace
@@ -54,6 +56,7 @@ class PpoRun:
         self._scope = scope
         self._stop = context.stop
         self._board = context.board
+        self._ledger = StepLedger(context.ledger)
         self._directory = context.directory("ppo")
         self._logging = quiet(context.config.logging)
         self._run = context.store.base_key("ppo")
@@ -160,6 +163,7 @@ class PpoRun:
 
     async def _finish_step(self, step: int, metrics: Mapping[str, float], log: MetricLog) -> None:
         """Log before saving: a state is never newer than the log beside it."""
+        self._ledger.ends(metrics, self._driver.tokens_lost)
         self._last = {**metrics, **await self._evaluated(step), **self._saver.waited()}
         actions = self._watch.heed(step, self._last, self._driver)
         self._boundary = self._state()
@@ -171,7 +175,8 @@ class PpoRun:
     async def _save(self, step: int, *, stopping: bool = False) -> None:
         async def write(directory: Path) -> None:
             self._begin(step, "save")
-            await write_state(directory, self._roles.trainer, self._directory)
+            with self._ledger.run.during(Account.CHECKPOINT):
+                await write_state(directory, self._roles.trainer, self._directory)
 
         state = {**self._boundary, RUN: self._run, START: self._start}
         await self._saver.save_if_due(step, state, write, self._last, stopping=stopping)
@@ -211,6 +216,7 @@ class PpoRun:
     def _begin(self, step: int, phase: str) -> None:
         self._phase = phase
         self._trace.begin(step, phase)
+        self._ledger.begins(phase)
         self._board.note(phase=f"ppo: {phase}")
 
     async def _evaluated(self, step: int) -> Mapping[str, float]:
@@ -221,10 +227,11 @@ class PpoRun:
         self._begin(step, "evaluate")
         begun = time.perf_counter()
         roles = self._roles
-        responses = await self._heldout.answers(
-            self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
-        )
-        found = await self._watch.examined(responses, self._scope, roles, NoProgress())
+        with self._ledger.run.during(Account.EVALUATION):
+            responses = await self._heldout.answers(
+                self._scope, roles.generator, roles.reference, roles.reward_model, NoProgress()
+            )
+            found = await self._watch.examined(responses, self._scope, roles, NoProgress())
         return {**heldout_metrics(responses), **found, "time/evaluate": time.perf_counter() - begun}
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from rlhf_ray.config.load import to_yaml
 from rlhf_ray.hacking.log import ALARMS_FILE, read_alarms
+from rlhf_ray.ledger.balance import balance
+from rlhf_ray.ledger.lanes import lanes
+from rlhf_ray.ledger.lives import read_story
 from rlhf_ray.metrics.edits import EditRow
 from rlhf_ray.metrics.evaluation import ALL_KINDS, GradedResponse, ModelSummary, read_graded, summarise
 from rlhf_ray.metrics.report import write_report
@@ -59,6 +62,8 @@ def report_data(context: Context) -> ReportData:
     results = trained.results if trained else {}
     answers = {name: _answers(context, name) for name in ("sft", *context.config.methods)}
     first, *others = context.config.methods
+    story = read_story(context.store.root)
+    drawn = lanes(story) if story else {}
     return ReportData(
         title=context.config.name,
         description=DESCRIPTIONS[context.config.data.task],
@@ -80,6 +85,9 @@ def report_data(context: Context) -> ReportData:
         artefacts=tuple(
             Artefact(f"{a.stage}/", a.stage, a.key, tuple(a.parents), a.seconds) for a in context.finished.values()
         ),
+        ledger=balance(story, drawn) if story else None,
+        lanes=drawn,
+        steps=tuple(story.steps) if story else (),
         versions=versions(),
         config_yaml=to_yaml(context.config),
         num_shown=context.config.evaluation.num_shown,
@@ -131,6 +139,7 @@ def summarise_run(context: Context, data: ReportData, *, peak_memory_bytes: int)
         "seconds": dict(data.stage_seconds),
         "total_seconds": sum(data.stage_seconds.values()),
         "peak_memory_bytes": peak_memory_bytes,
+        "ledger": data.ledger.as_json() if data.ledger else None,
         "versions": dict(data.versions),
         "seed": context.config.seed,
         "command": data.command,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.pipeline.artefacts import Artefact, artefact_key, now
 from rlhf_ray.pipeline.comparison import compare
 from rlhf_ray.pipeline.context import Context
@@ -218,8 +220,10 @@ async def run_stage(context: Context, stage: Stage, data_hash: str, title: str) 
     context.board.note(phase=stage.name, step=0)
     earlier = context.store.begin(stage.name, wanted.key, wanted.base_key)
     begun = time.perf_counter()
+    context.ledger.stage(stage.name)
     try:
-        results = await stage.run(context)
+        with context.ledger.during(Account.EVALUATION) if stage.name == "evaluation" else nullcontext():
+            results = await stage.run(context)
     finally:
         seconds = earlier + time.perf_counter() - begun
         context.store.note_seconds(stage.name, wanted.key, seconds, wanted.base_key)

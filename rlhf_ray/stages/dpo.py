@@ -34,6 +34,8 @@ from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.stages.probe import text_logprobs
 from rlhf_ray.stages.resumable import Resumable
@@ -71,6 +73,7 @@ class DpoLearner(Resumable):
         self.policy = policy
         self.config = config
 
+    @booked(Account.FITTING)
     def update(self, work: PreferenceWork) -> MetricSums:
         """Take one optimizer step on a global batch of rankings."""
         metrics = MetricSums()

@@ -33,6 +33,8 @@ from rlhf_ray.engines.randomness import load_random_state, save_random_state
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.errors import ContractError, NumericsError
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import ReferenceBlock, Rollout
 from rlhf_ray.stages.ppo_advantages import Minibatches, with_advantages
@@ -118,6 +120,7 @@ class PpoLearner:
         self._first_kl_limit = config.contracts.first_kl_limit(policy.config.dtype)
 
     # ------------------------------------------------------------------------------------------------------ the step
+    @booked(Account.POLICY)  # but for what is booked otherwise inside
     def update(self, work: PpoWork, *blocks: Sequence[Rollout] | ReferenceBlock) -> MetricSums:
         """Run all epochs of one step. ``blocks`` alternate: rollouts, then their reference log-probabilities.
 
@@ -142,6 +145,7 @@ class PpoLearner:
         self._attempt = Attempt()  # lets the experience go
         return metrics
 
+    @booked(Account.FORWARDS)
     def _made(self, work: PpoWork, rows: Mapping[int, Row], metrics: MetricSums) -> Minibatches:
         """The step's experience, but for its advantages."""
         maker = ExperienceMaker(self.policy, self.critic, self.config)
@@ -150,6 +154,7 @@ class PpoLearner:
             for minibatch in work.minibatches
         ]
 
+    @booked(Account.FORWARDS)
     def _checked(self, experiences: Minibatches, work: PpoWork, metrics: MetricSums) -> Minibatches:
         """The experience with its advantages, where it holds what it must."""
         self._require_finite(experiences)
@@ -282,6 +287,7 @@ class PpoLearner:
             self.policy.backward(self.config.ptx_coef * loss.loss, work.num_tokens)
             metrics.add("ppo/ptx_loss", float(loss.loss.detach()), float(loss.weight))
 
+    @booked(Account.CRITIC)
     def _update_critic(
         self, critic: TrainingEngine, experiences: Sequence[Experience], minibatch: PpoMinibatch, metrics: MetricSums
     ) -> None:

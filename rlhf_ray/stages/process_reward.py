@@ -22,6 +22,8 @@ from rlhf_ray.data.collate import collate
 from rlhf_ray.engines.models import DTYPES, StepRewardModule, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.stages.resumable import Resumable
 from rlhf_ray.stages.work import LabelledSteps, StepWork
@@ -57,6 +59,7 @@ class ProcessRewardLearner(Resumable):
         super().__init__(reward_model)
         self.reward_model = reward_model
 
+    @booked(Account.FITTING)
     def update(self, work: StepWork) -> MetricSums:
         """Take one optimizer step on a global batch of labelled responses."""
         metrics = MetricSums()

@@ -25,6 +25,8 @@ from rlhf_ray.data.collate import collate
 from rlhf_ray.engines.models import DTYPES, RewardModule, load_scalar
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.rewards.heads import ONE_HEAD, Heads
 from rlhf_ray.stages.resumable import Resumable
@@ -75,6 +77,7 @@ class RewardModelLearner(Resumable):
         self.centering = centering
         self.margin = margin
 
+    @booked(Account.FITTING)
     def update(self, work: RankingWork) -> MetricSums:
         """Take one optimizer step on a global batch of rankings."""
         metrics = MetricSums()

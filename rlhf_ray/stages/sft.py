@@ -16,6 +16,8 @@ from rlhf_ray.data.collate import TokenSequence, collate
 from rlhf_ray.engines.models import DTYPES, PolicyModule, load_causal
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, sharded_loading
+from rlhf_ray.ledger.accounts import Account
+from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.stages.resumable import Resumable
 from rlhf_ray.stages.work import SequenceWork
@@ -52,6 +54,7 @@ class SftLearner(Resumable):
         super().__init__(policy)
         self.policy = policy
 
+    @booked(Account.FITTING)
     def update(self, work: SequenceWork) -> MetricSums:
         """Take one optimizer step on a global batch."""
         metrics = MetricSums()

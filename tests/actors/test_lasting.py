@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ class Ranks:
         self.weight, self.disk, self.dies_at, self.loses_at = 1.0, {}, set(dies_at), set(loses_at)
         self.calls, self.lives, self.events = 0, 1, []
         self.ranks: list[Any] = []
+        self.recoveries: list[tuple[int, int]] = []  # the calls before each, and those until its end
 
     def _called(self, event: str) -> None:
         self.calls += 1
@@ -58,11 +60,23 @@ class Ranks:
         self.weight = 1.0
         self._called("restart")
 
+    @contextmanager
+    def recovering(self) -> Iterator[None]:
+        before = self.calls
+        yield
+        self.recoveries.append((before, self.calls))
+
 
 def lasting(ranks: Ranks, *, max_restarts: int = 5, max_kept_steps: int = 9) -> LastingTrainer:
     limit = RestartLimit(max_restarts, window_s=60.0, backoff_s=0.0)
     budget = RestartBudget(infrastructure=limit, data=limit, clock=time.monotonic)
-    return LastingTrainer(ranks, restart=ranks.restart, budget=budget, journal=Journal(max_kept_steps))  # type: ignore[arg-type]
+    return LastingTrainer(
+        ranks,  # type: ignore[arg-type]
+        restart=ranks.restart,
+        budget=budget,
+        journal=Journal(max_kept_steps),
+        recovering=ranks.recovering,
+    )
 
 
 async def weights(trainer: LastingTrainer, steps: Sequence[int] = (1, 2, 3, 4), save_after: int = 2) -> list[float]:
@@ -83,6 +97,13 @@ async def test_a_death_in_any_call_leaves_the_trajectory_as_it_is(call: int) -> 
     ranks = Ranks(dies_at=[call])
     assert await weights(lasting(ranks)) == expected
     assert ranks.lives == 2
+
+
+async def test_a_recovery_is_known_as_one_from_the_restart_to_the_last_step_that_is_taken_again() -> None:
+    ranks = Ranks(dies_at=[5])
+    await weights(lasting(ranks))
+    assert ranks.recoveries == [(5, 8)]
+    assert ranks.events[5:8] == ["restart", "load", "update 3"]
 
 
 async def test_deaths_during_the_recovery_are_mended_as_well() -> None:

@@ -1,0 +1,1 @@
+"""The ledger: every worker-second of a run stands in exactly one account."""
