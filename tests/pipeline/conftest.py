@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_ray.config.model import ScratchConfig
+from rlhf_ray.data.chat import set_chat_template
 from rlhf_ray.data.tokenizer import train_bpe_tokenizer
 from rlhf_ray.engines.models import build_scratch
 
@@ -16,8 +17,10 @@ TINY = ScratchConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_lay
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes and the special tokens: one token a letter."""
-    return train_bpe_tokenizer(["a b"], vocab_size=300)
+    """Bytes and the special tokens: one token a letter; with a template, so that no test depends on who sets one."""
+    made = train_bpe_tokenizer(["a b"], vocab_size=300)
+    set_chat_template(made, "compact")
+    return made
 
 
 @pytest.fixture(scope="session")
