@@ -16,6 +16,7 @@ import yaml
 
 from rlhf_ray.data.jsonl import whole_letters
 from rlhf_ray.errors import ConfigError, DataError
+from rlhf_ray.hacking.log import ALARMS_FILE
 from rlhf_ray.metrics.sinks import METRICS_FILE, MetricRow, parse_row
 from rlhf_ray.pipeline.artefacts import ARTEFACT_FILE, BEGUN_FILE
 from rlhf_ray.pipeline.phases import PHASES_FILE
@@ -23,7 +24,6 @@ from rlhf_ray.supervision.control import read_status
 from rlhf_ray.viewing.tail import Tail
 
 CONFIG_FILE = "config.yaml"
-ALARMS_FILE = "alarms.jsonl"
 ORDER = ("model", "sft", "comparison", "reward_model", "ppo", "dpo", "raft", "evaluation", "report")
 LIVE_FILES = (METRICS_FILE, PHASES_FILE, ALARMS_FILE, ARTEFACT_FILE, BEGUN_FILE)
 NUM_COLOURS = 8
