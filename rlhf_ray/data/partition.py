@@ -1,7 +1,7 @@
 """Even shares of work: the largest differencing method (Karmarkar and Karp 1982) over lengths in tokens.
 
-Of very many rows the longest go to the smallest share first, one by one (Graham 1969), which takes less time; the shortest
-ones, joined by differences, make up for what it leaves uneven.
+Of very many rows the longest go to the smallest share first, one by one (Graham 1969), which takes less time; the
+shortest ones, joined by differences, make up for what it leaves uneven.
 """
 
 from __future__ import annotations
