@@ -37,6 +37,7 @@ from rlhf_ray.pipeline.phases import PHASES_FILE  # noqa: E402
 from tests.small import SMALL  # noqa: E402
 
 PHASES = ("generate", "save", "sync", "update", "score", "evaluate")
+SHARES_OF_TIME = ("fleet/idle_fraction", "fleet/waiting_fraction")
 LONGEST_DELAY_S = 0.5
 WITHIN_S = 900.0
 
@@ -207,7 +208,7 @@ def logged(run: Path) -> dict[tuple[int, str], str]:
     found: dict[tuple[int, str], str] = {}
     for row in read_metrics(run / "ppo" / "metrics.jsonl"):
         for name, value in row.metrics.items():
-            if not name.startswith("time/"):
+            if not name.startswith("time/") and name not in SHARES_OF_TIME:
                 key = (row.step, name if (row.step, name) not in found else f"{name} again")
                 found[key] = float(value).hex()
     return found
