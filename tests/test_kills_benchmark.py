@@ -15,7 +15,9 @@ from tests.clusters import SHARED_MEMORY, wait_until_nothing_is_left
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(os.environ.get("RLHF_RAY_KILLS") != "1", reason="five minutes with the machine to itself: RLHF_RAY_KILLS=1 runs it")
+@pytest.mark.skipif(
+    os.environ.get("RLHF_RAY_KILLS") != "1", reason="five minutes with the machine to itself: RLHF_RAY_KILLS=1 runs it"
+)
 def test_a_job_that_is_killed_while_it_generates_saves_and_syncs_has_the_numbers_of_one_that_is_not(
     tmp_path: Path,
 ) -> None:
