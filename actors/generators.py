@@ -10,7 +10,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.answers import answer
@@ -214,9 +214,14 @@ class GeneratorGroup:
         self.members.resize(count)
         self._sizer = None
 
-    def settle(self) -> Mapping[str, float]:
-        """After each weight sync: what has happened in the fleet since the last one, and its size from now on."""
+    def settle(self, waited_s: float | None = None) -> Mapping[str, float]:
+        """After each weight sync: what has happened in the fleet since the last one, and its size from now on.
+
+        ``waited_s`` is how long training has waited, where that is not as long as anybody asked for rollouts.
+        """
         waiting = self._occupancy.reading()
+        if waited_s is not None:
+            waiting = replace(waiting, trainer_s=min(waited_s, waiting.elapsed_s))
         if self._sizer is not None:
             self.members.resize(self._sizer.wanted(self.members.target, waiting))
         elapsed = max(waiting.elapsed_s, 1e-9)

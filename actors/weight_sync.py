@@ -61,7 +61,7 @@ class FleetWeightSync:
         await self._trainer.lasting(lambda: self._meet(names))
         self._members.catch_up = self.catch_up
 
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         """Give every generator the trainer's weights as ``version``; those that are lost in it are left behind.
 
         Where all are lost, another round waits for one to come.
@@ -76,7 +76,7 @@ class FleetWeightSync:
                 self._members.serves(name, version)
         self._members.adjust()
         seconds = time.perf_counter() - begun
-        return SyncReport(version, done.digest, self._num_bytes, seconds, self._generators.settle())
+        return SyncReport(version, done.digest, self._num_bytes, seconds, self._generators.settle(waited_s))
 
     async def catch_up(self, name: str) -> int | None:
         """Bring a newcomer to the version that the others serve.

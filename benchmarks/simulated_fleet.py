@@ -244,7 +244,7 @@ class Weights:
         self._version = 0
         generators.members.catch_up = self.catch_up
 
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         members = self._generators.members
         members.send_leavers()
         names = await members.to_sync()

@@ -24,9 +24,10 @@ from actors.fleet import Fleet
 from actors.placement import total
 from launch.command import be_quiet
 from launch.jobs import NoFleet, end_on_sigterm
+from rlhf_ray.collecting import Collected, PhaseClock
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.tasks import build_task
-from rlhf_ray.driver import Driver, PhaseClock, Roles, StepBatch
+from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.engines.models import load_scalar
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore, write_atomically
@@ -38,6 +39,7 @@ from rlhf_ray.pipeline.sft import policy_path
 from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.planning.calibration import Calibration, ProbePoint
 from rlhf_ray.roles import RolloutShard, ScoredShard
+from rlhf_ray.step_batch import StepBatch
 
 STEPS = (1 / 8, 1 / 2, 1 / 4)  # of ppo.rollouts_per_step; the first is done once before, to warm up
 CACHE = "calibration.json"
@@ -186,18 +188,18 @@ async def _fetch_all(refs: list[object]) -> None:
 
 async def small_step(actors: PpoActors, rollouts: int) -> tuple[ProbePoint, list[ScoredShard]]:
     """One step of ``rollouts`` with the driver's own verbs; the weights move, and nobody keeps them."""
-    driver, clock = actors.driver, PhaseClock()
-    prompts = driver.next_prompts(max(1, rollouts // actors.config.ppo.responses_per_prompt), 0)
-    requests = driver.requests_for(prompts, 0)
-    shards = await driver.sample(requests, clock)
+    driver, clock, step = actors.driver, PhaseClock(), actors.driver.steps_done + 1
+    collector = driver.collector
+    prompts = collector.next_prompts(max(1, rollouts // actors.config.ppo.responses_per_prompt), 0)
+    requests = collector.requests_for(step, prompts, 0)
+    shards = await collector.sample(step, requests, clock)
     asked = {request.rollout_id: request for request in requests}
-    batch = StepBatch(tuple(shards), tuple(shards), {}, rounds=1, requests=asked)
+    batch = StepBatch(Collected(step, tuple(shards), asked), tuple(shards), {})
     with clock.phase("update"):
         await driver.update(batch)
     driver.steps_done += 1
     with clock.phase("sync"):
         await driver.sync_weights()
-    seconds = clock.metrics(batch)
     summaries = [summary for shard in shards for summary in shard.summaries]
     responses = [summary.response_length for summary in summaries]
     point = ProbePoint(
@@ -205,9 +207,9 @@ async def small_step(actors: PpoActors, rollouts: int) -> tuple[ProbePoint, list
         prompt_tokens=sum(s.length for s in summaries) - sum(responses),
         response_tokens=sum(responses),
         longest=max(responses),
-        generate=seconds["time/generate"],
-        score=seconds["time/score"],
-        update=seconds["time/update"],
-        sync=seconds["time/sync"],
+        generate=clock.seconds["generate"],
+        score=clock.seconds["score"],
+        update=clock.seconds["update"],
+        sync=clock.seconds["sync"],
     )
     return point, shards

@@ -92,8 +92,11 @@ class PpoTrainer(Protocol):
 
 
 class WeightSync(Protocol):
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         """Give every generator the trainer's weights as ``version``.
+
+        ``waited_s`` is how long training has waited for rollouts since the last sync; without it, that is taken to be
+        as long as anybody asked for some.
 
         Raises WeightSyncError when an engine does not confirm exactly what was sent.
         """

@@ -76,7 +76,7 @@ class StepWriter:
                 "file": name,
                 "reference": _reference_kind(shard.reference),
                 "rollouts": [_labels(rollout) for rollout in shard.rollouts],
-                "scores": [_score_to_json(score) for score in shard.scores],
+                "scores": [score_to_json(score) for score in shard.scores],
             }
         )
 
@@ -86,7 +86,7 @@ class StepWriter:
             "step": record.step,
             "kl_coef": _number_to_json(record.kl_coef),
             "baselines": {prompt: _number_to_json(value) for prompt, value in record.baselines.items()},
-            "trained": {order: _score_to_json(score) for order, score in record.trained.items()},
+            "trained": {order: score_to_json(score) for order, score in record.trained.items()},
             "shards": self._shards,
         }
         (self._aside / STEP_FILE).write_text(json.dumps(content, allow_nan=False))
@@ -203,7 +203,7 @@ class _ShardLabels:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> _ShardLabels:
-        scores = tuple(_score_of(score) for score in content["scores"])
+        scores = tuple(score_of(score) for score in content["scores"])
         return cls(content["file"], content["reference"], content["rollouts"], scores)
 
 
@@ -212,7 +212,7 @@ def _record_of(content: Mapping[str, Any]) -> StepRecord:
         step=int(content["step"]),
         kl_coef=float(content["kl_coef"]),
         baselines={prompt: float(value) for prompt, value in content["baselines"].items()},
-        trained={int(order): _score_of(score) for order, score in content["trained"].items()},
+        trained={int(order): score_of(score) for order, score in content["trained"].items()},
     )
 
 
@@ -249,7 +249,7 @@ def _number_to_json(value: float) -> float | str:
     return float(value) if math.isfinite(value) else str(float(value))
 
 
-def _score_to_json(score: Score) -> dict[str, object]:
+def score_to_json(score: Score) -> dict[str, object]:
     return {
         "total": _number_to_json(score.total),
         "parts": {source: _number_to_json(value) for source, value in score.parts.items()},
@@ -258,7 +258,7 @@ def _score_to_json(score: Score) -> dict[str, object]:
     }
 
 
-def _score_of(content: Mapping[str, Any]) -> Score:
+def score_of(content: Mapping[str, Any]) -> Score:
     return Score(
         total=float(content["total"]),
         parts={source: float(value) for source, value in content["parts"].items()},

@@ -18,7 +18,15 @@ import numpy as np
 
 from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.driver import Driver, Metrics, Roles
-from rlhf_ray.records import GenerationRequest, Prompt, RolloutSummary, SamplingSettings, Score
+from rlhf_ray.records import (
+    AdaptersOff,
+    GenerationRequest,
+    Prompt,
+    Rollout,
+    RolloutSummary,
+    SamplingSettings,
+    Score,
+)
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard, SyncReport
 
 Arrange = Callable[[list[list[GenerationRequest]]], list[list[GenerationRequest]]]
@@ -87,18 +95,21 @@ class FakeGenerator:
             for _ in range(5):  # time enough for whoever was given the last one
                 await asyncio.sleep(0)
             self._world.note(f"shard {number} of {len(shards)}")
-            summaries = tuple(self._summary(request, version) for request in shard)
-            yield RolloutShard(summaries, [(_choice(request), weight) for request in shard])
+            rollouts = tuple(self._rollout(request, version, weight) for request in shard)
+            yield RolloutShard(tuple(rollout.summary for rollout in rollouts), rollouts)
 
-    def _summary(self, request: GenerationRequest, version: int) -> RolloutSummary:
-        return RolloutSummary(
+    def _rollout(self, request: GenerationRequest, version: int, weight: float) -> Rollout:
+        length = 1 + _choice(request) % 7
+        return Rollout(
             rollout_id=request.rollout_id,
             prompt_id=request.prompt_id,
             order=request.order,
-            prompt_length=len(request.prompt_ids),
-            response_length=1 + _choice(request) % 7,
+            prompt_ids=request.prompt_ids,
+            response_ids=np.full(length, 5, dtype=np.int32),
+            rollout_logprobs=np.full(length, weight, dtype=np.float32),
+            policy_versions=np.full(length, version - self._world.lag, dtype=np.int32),
             finish_reason="stop" if _choice(request) % 3 else "length",
-            policy_version=version - self._world.lag,
+            seed=_choice(request),
         )
 
 
@@ -113,7 +124,7 @@ class FakeReference:
 
     async def logprobs(self, shard: RolloutShard) -> Ref:
         self._world.note("reference")
-        return "ref_logprobs"
+        return AdaptersOff()
 
 
 class FakeRewardModel:
@@ -123,7 +134,12 @@ class FakeRewardModel:
     async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
         self._world.note("score")
         rows = zip(shard.summaries, shard.rollouts, strict=True)
-        return tuple(self._world.score(summary, seed, weight) for summary, (seed, weight) in rows)
+        return tuple(self._world.score(summary, rollout.seed, _weight(rollout)) for summary, rollout in rows)
+
+
+def _weight(rollout: Rollout) -> float:
+    """Of the policy that sampled it."""
+    return float(rollout.rollout_logprobs[0])
 
 
 class FakeTrainer:
@@ -161,7 +177,7 @@ class FakeWeightSync:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         self._world.note(f"sync {version}")
         self._world.served = (version, self._world.weight)
         return SyncReport(version, "digest", num_bytes=8, seconds=0.0)

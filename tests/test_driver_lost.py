@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.collecting import MAX_LOST
 from rlhf_ray.config.algorithm import FilterConfig
 from rlhf_ray.config.ppo import PpoConfig
-from rlhf_ray.driver import MAX_LOST, Driver
+from rlhf_ray.driver import Driver
 from rlhf_ray.errors import BlockLostError
 from rlhf_ray.records import Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
@@ -64,7 +65,8 @@ def driver_of(config: PpoConfig, role: str = "", at: Sequence[int] = ()) -> tupl
     said: list[str] = []
     driver, world = make_driver(config, warn=said.append)
     if role:
-        setattr(driver, role, Loses(getattr(driver, role), at))
+        owner = driver if role == "trainer" else driver.collector
+        setattr(owner, role, Loses(getattr(owner, role), at))
     return driver, world, said
 
 

@@ -11,18 +11,25 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.config.algorithm import CorrectionConfig
 from tests.whole_run import PPO, metrics_of, phases_of, run_to_the_end, trained_in
 
 NUM_KILLS = 20
 PAUSE_S = 0.004
-LONG = replace(PPO, num_steps=80)
+NUM_STEPS = 80
+LONG = {
+    "sync": replace(PPO, num_steps=NUM_STEPS),
+    "one_step_off": replace(
+        PPO, num_steps=NUM_STEPS, schedule="one_step_off", correction=CorrectionConfig(level="token")
+    ),
+}
 WITHIN_S = 120.0
 
 
-def start(root: Path) -> Any:
+def start(root: Path, schedule: str) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.whole_run"])  # the imports once, not with every life
-    process = context.Process(target=run_to_the_end, args=(root, LONG, PAUSE_S), daemon=True)
+    process = context.Process(target=run_to_the_end, args=(root, LONG[schedule], PAUSE_S), daemon=True)
     process.start()
     return process
 
@@ -41,21 +48,23 @@ def kill_after(process: Any, root: Path, num_phases: int, delay_s: float) -> str
 
 
 @pytest.mark.integration
-def test_twenty_kills_at_random_moments_change_no_bit_and_lose_no_prompt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", LONG)
+def test_twenty_kills_at_random_moments_change_no_bit_and_lose_no_prompt(tmp_path: Path, schedule: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = start(whole)
+    undisturbed = start(whole, schedule)
     moments = random.Random(11)
     phases = {
-        kill_after(start(killed), killed, moments.randint(3, 16), PAUSE_S * moments.random()) for _ in range(NUM_KILLS)
+        kill_after(start(killed, schedule), killed, moments.randint(3, 16), PAUSE_S * moments.random())
+        for _ in range(NUM_KILLS)
     }
-    last = start(killed)
+    last = start(killed, schedule)
     for process in (undisturbed, last):
         process.join(WITHIN_S)
         assert process.exitcode == 0
     assert metrics_of(killed) == metrics_of(whole)
     assert {"update", "save"} <= phases  # the kills were not all in one place
     once = trained_in(whole)
-    assert [len(attempts) for attempts in once.values()] == [1] * LONG.num_steps
+    assert [len(attempts) for attempts in once.values()] == [1] * NUM_STEPS
     for step, attempts in trained_in(killed).items():
         assert all(attempt == once[step][0] for attempt in attempts)
     assert trained_in(killed).keys() == once.keys()

@@ -21,12 +21,22 @@ from rlhf_ray.pipeline.artefacts import Artefact
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.phases import PHASES_FILE
 from rlhf_ray.pipeline.ppo_run import PpoRun
-from rlhf_ray.roles import ScoredShard
+from rlhf_ray.roles import Ref, ScoredShard
 from tests.fakes import FakeTrainer, World, make_driver
 from tests.pipeline.fakes import make_context
 
 PPO = PpoConfig(num_steps=6, rollouts_per_step=6, num_minibatches=1, checkpoint_every=2)
 TRAINED_FILE = "trained.jsonl"
+
+
+class Here:
+    """Blocks lie in this process."""
+
+    async def fetch(self, ref: Ref) -> Any:
+        return ref
+
+    async def put(self, block: object) -> Ref:
+        return block
 
 
 class WritingTrainer(FakeTrainer):
@@ -67,9 +77,9 @@ def run_context(root: Path, ppo: PpoConfig = PPO, checkpoints: CheckpointConfig 
 def make_run(context: Context, *, world: World | None = None, pause_s: float = 0.0) -> tuple[PpoRun, Driver, World]:
     """The stage, ready to train, and what it is made of."""
     driver, world = make_driver(context.config.ppo, world=world)
-    driver.trainer = WritingTrainer(world, context.directory("ppo"), pause_s)
-    roles = Roles(driver.generator, driver.reference, driver.reward_model, driver.trainer, driver.weights)
-    return PpoRun(context, driver, roles, scope=None), driver, world  # type: ignore[arg-type]
+    driver.trainer, parts = WritingTrainer(world, context.directory("ppo"), pause_s), driver.collector
+    roles = Roles(parts.generator, parts.reference, parts.reward_model, driver.trainer, driver.weights)
+    return PpoRun(context, driver, roles, scope=Here()), driver, world  # type: ignore[arg-type]
 
 
 def run_to_the_end(root: Path, ppo: PpoConfig, pause_s: float) -> None:

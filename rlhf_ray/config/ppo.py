@@ -51,6 +51,8 @@ def _constant(learning_rate: float) -> OptimizerConfig:
 class PpoConfig:
     """A step samples ``rollouts_per_step`` responses and trains ``num_epochs`` passes in ``num_minibatches`` pieces."""
 
+    schedule: Literal["sync", "one_step_off", "async"] = "sync"
+    max_staleness: int = 1  # async: updates between the weights that sampled a token and those that train on it
     num_steps: int = 30
     rollouts_per_step: int = 128
     responses_per_prompt: int = 1
@@ -129,6 +131,7 @@ class PpoConfig:
 
         self._require_group()
         self._require_whole_distribution()
+        self._require_correction()
 
     def _require_whole_distribution(self) -> None:
         """The trainer computes with the whole softmax: tokens sampled from another distribution have other ratios."""
@@ -152,6 +155,17 @@ class PpoConfig:
                 f"ratio and the KL would be biased; only {neutral:g} is unbiased",
                 remedy=remedy,
             )
+
+    def _require_correction(self) -> None:
+        require_between(0, 1000, ppo__max_staleness=self.max_staleness)
+        require(
+            self.staleness_bound == 0 or self.correction.level != "none",
+            field="ppo.correction.level",
+            value=self.correction.level,
+            rule=f"leaves out the importance weights, and with ppo.schedule={self.schedule} tokens are up to "
+            f"{self.staleness_bound} updates old when they are trained on",
+            remedy="set it to token (weights cut off at ppo.correction.high), or ppo.schedule to sync",
+        )
 
     def _require_group(self) -> None:
         least = 2 if self.advantages in GROUPED or self.filter.enabled else 1
@@ -185,6 +199,11 @@ class PpoConfig:
     @property
     def prompts_per_step(self) -> int:
         return self.rollouts_per_step // self.responses_per_prompt
+
+    @property
+    def staleness_bound(self) -> int:
+        """Updates between the weights that sampled a token and those that train on it, at most."""
+        return {"sync": 0, "one_step_off": 1, "async": self.max_staleness}[self.schedule]
 
     @property
     def has_critic(self) -> bool:

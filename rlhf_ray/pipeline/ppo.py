@@ -13,6 +13,7 @@ from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.sampler import ResumableSampler
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.lookahead import Schedule
 from rlhf_ray.pipeline.context import Context, Scope, ranks_of, warned
 from rlhf_ray.pipeline.evaluation import start_rewards
 from rlhf_ray.pipeline.ppo_run import PpoRun
@@ -94,8 +95,10 @@ def training_prompts(context: Context, tools: TextTools) -> tuple[list[Prompt], 
     return prompts, too_long
 
 
-def make_driver(context: Context, roles: Roles, tools: TextTools, prompts: Sequence[Prompt]) -> Driver:
-    """The loop over ``roles``, as the configuration wants it."""
+def make_driver(
+    context: Context, roles: Roles, tools: TextTools, prompts: Sequence[Prompt], schedule: Schedule | None = None
+) -> Driver:
+    """The loop over ``roles``, as the configuration wants it; with another ``schedule`` where one is given."""
     config = context.config
     return Driver(
         roles=roles,
@@ -109,6 +112,7 @@ def make_driver(context: Context, roles: Roles, tools: TextTools, prompts: Seque
         seed=config.seed,
         max_failed_fraction=config.rewards.max_failed_fraction,
         warn=warned,
+        schedule=schedule,
     )
 
 

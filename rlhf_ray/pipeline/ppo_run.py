@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_ray.checkpoint import Best, Checkpoints
+from rlhf_ray.collecting import Collected
 from rlhf_ray.config.checkpoints import CheckpointConfig
 from rlhf_ray.driver import Driver, Roles
 from rlhf_ray.garbage import rare_collections
@@ -16,6 +17,7 @@ from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import MetricLog, open_metric_log
 from rlhf_ray.mirror import Mirror
 from rlhf_ray.pipeline.accounting import StepLedger
+from rlhf_ray.pipeline.ahead import BATCHES, batches_to_json, read_batches
 from rlhf_ray.pipeline.context import Context, Scope, quiet, warned
 from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics
 from rlhf_ray.pipeline.phases import PhaseTrace
@@ -72,6 +74,7 @@ class PpoRun:
         self._watch = Watch.of(context, self._heldout)
         self._phase = ""
         self._last: Mapping[str, float] = {}
+        self._ahead: tuple[Collected, ...] = ()  # batches that were there then
         self._boundary = self._state()  # of driver and alarms after the last whole step
         driver.on_phase = self._begin
 
@@ -143,7 +146,9 @@ class PpoRun:
             raise EndedByAlarmError
 
     def _state(self) -> dict[str, object]:
-        return {**self._driver.state(), ALARMS: self._watch.state()}
+        kept = self._driver.lookahead.kept()
+        self._ahead = kept.batches
+        return {**self._driver.state(kept), ALARMS: self._watch.state(), BATCHES: batches_to_json(kept.batches)}
 
     async def _resume(self) -> int | None:
         if self._mirror is not None:
@@ -154,6 +159,7 @@ class PpoRun:
         if saved is None:
             self._saver.checkpoints.forget_after(0)
             return None
+        self._driver.lookahead.restore(await read_batches(saved, self._scope.put))
         print(f"PPO resumes after step {saved.step} from {saved.directory}", flush=True)
         restore_logged(saved, self._directory)
         self._saver.schedule.saved(saved.step)
@@ -176,8 +182,9 @@ class PpoRun:
         async def write(directory: Path) -> None:
             self._begin(step, "save")
             with self._ledger.run.during(Account.CHECKPOINT):
-                await write_state(directory, self._roles.trainer, self._directory)
+                await write_state(directory, self._roles.trainer, self._directory, ahead, self._scope.fetch)
 
+        ahead = self._ahead
         state = {**self._boundary, RUN: self._run, START: self._start}
         await self._saver.save_if_due(step, state, write, self._last, stopping=stopping)
 

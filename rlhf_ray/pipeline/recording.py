@@ -37,7 +37,7 @@ class Said:
 
 
 class StepNotes:
-    """What was said in the step that is under way."""
+    """What was said of the rollouts that have not been trained on, of whatever step they are."""
 
     def __init__(self) -> None:
         self._said: dict[int, Said] = {}
@@ -62,17 +62,23 @@ class StepNotes:
             self._said.pop(id(shard), None)
             raise
 
-    def forget(self) -> None:
-        """Let the blocks go."""
-        self._said.clear()
+    def forget(self, step: int) -> None:
+        """Let the blocks of a step go."""
+        self._said = {key: said for key, said in self._said.items() if step_of(said.shard) != step}
 
     async def write(self, directory: Path, record: StepRecord, scope: Scope) -> int:
         """Write the step to ``directory``, one shard after the other; the bytes that it takes."""
         writer = StepWriter(directory)
-        for said in sorted(self._said.values(), key=lambda s: s.shard.summaries[0].order):
+        own = [said for said in self._said.values() if step_of(said.shard) == record.step]
+        for said in sorted(own, key=lambda s: s.shard.summaries[0].order):
             reference = None if said.ref_logprobs is None else await scope.fetch(said.ref_logprobs)
             writer.add(SavedShard(tuple(await scope.fetch(said.shard.rollouts)), reference, said.scores))
         return writer.finish(record)
+
+
+def step_of(shard: RolloutShard) -> int:
+    """The step that a shard was sampled for."""
+    return int(shard.summaries[0].rollout_id.split("/")[0])
 
 
 class RecordedGenerator:
@@ -132,7 +138,7 @@ class RecordedTrainer:
         except NumericsError as error:
             raise type(error)(f"{error}. {await self._quarantine(record, error)}") from error
         finally:
-            self._notes.forget()
+            self._notes.forget(step)
         return {**metrics, **saved}
 
     async def _quarantine(self, record: StepRecord, error: NumericsError) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.driver import Roles
 from rlhf_ray.errors import DataError
+from rlhf_ray.lookahead import Schedule
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import METRICS_FILE, read_metrics
 from rlhf_ray.pipeline.context import Context
@@ -170,7 +171,7 @@ class ReplayTrainer:
 class ReplayWeightSync:
     """There is no engine; versions are counted on."""
 
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         return SyncReport(version, "replayed", num_bytes=0, seconds=0.0)
 
 
@@ -279,7 +280,7 @@ async def replay_run(context: Context, run: RecordedRun) -> Comparison:
     again: dict[int, Mapping[str, float]] = {}
     async with context.fleet.scope() as scope:
         trainer = await scope.ppo_trainer(ppo_spec(context), demonstrations=pretraining_mix(context, tools))
-        driver = make_driver(context, replayed_roles(trainer, run.rollouts, scope.put), tools, prompts)
+        driver = make_driver(context, replayed_roles(trainer, run.rollouts, scope.put), tools, prompts, Schedule())
         # The schedule of the learning rate follows from ppo.num_steps, so that the driver alone stops here.
         driver.config = replace(driver.config, num_steps=min(max(run.metrics), driver.config.num_steps))
         with progress("Replay", driver.config.num_steps, "step") as bar:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf_ray.checkpoint import Checkpoints, SavedState
+from rlhf_ray.collecting import Collected
 from rlhf_ray.driver import Driver
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hacking.log import ALARMS_FILE
 from rlhf_ray.metrics.sinks import METRICS_FILE, WANDB_ID_FILE
 from rlhf_ray.mirror import Mirror
+from rlhf_ray.pipeline.ahead import AHEAD, Fetch, write_batch
 from rlhf_ray.roles import PpoTrainer
 
 TRAINER = "trainer"  # the trainer's part of a state
@@ -47,9 +49,14 @@ async def restore_last(
     return saved
 
 
-async def write_state(directory: Path, trainer: PpoTrainer, logged_in: Path) -> None:
-    """The trainer's part of a state, and a copy of what was logged in ``logged_in``."""
+async def write_state(
+    directory: Path, trainer: PpoTrainer, logged_in: Path, ahead: Sequence[Collected] = (), fetch: Fetch | None = None
+) -> None:
+    """The trainer's part of a state, the batches that are there already, and a copy of the log in ``logged_in``."""
     await trainer.save_state(str(directory), TRAINER)
+    if fetch is not None:
+        for batch in ahead:
+            await write_batch(directory / AHEAD, batch, fetch)
     for name in LOGGED:
         if (logged_in / name).is_file():
             (directory / LOG).mkdir(exist_ok=True)

@@ -84,7 +84,9 @@ class ExperienceMaker:
         rewards = self._rewards(orders, batch, old_logprobs, ref_logprobs, exact, work)
         aggregation = aggregation_weights(response_mask=batch.mask, aggregation=self.config.loss.aggregation)
         engine = spread([r.rollout.rollout_logprobs for r in own], batch).to(self.device)
-        self._log(own, batch, old_logprobs, ref_logprobs, exact, entropies, rewards, engine, metrics)
+        self._log(own, batch, old_logprobs, ref_logprobs, exact, entropies, rewards, metrics)
+        current = spread([(r.rollout.policy_versions == work.step).astype(np.float32) for r in own], batch)
+        self._log_agreement(old_logprobs, engine, current.to(self.device) > 0, metrics)
         empty = torch.zeros_like(rewards)
         return Experience(
             orders=tuple(orders),
@@ -180,10 +182,8 @@ class ExperienceMaker:
         exact: Tensor,
         entropies: Tensor,
         rewards: Tensor,
-        engine: Tensor,
         metrics: MetricSums,
     ) -> None:
-        difference = (logprobs - engine).abs().double()
         kl = torch.where(batch.mask, logprobs - ref_logprobs, torch.zeros_like(logprobs)).double()
         k3 = kl_estimate(logprobs=logprobs, ref_logprobs=ref_logprobs, estimator="k3").double()
         clamped = kl_clamped(logprobs=logprobs, ref_logprobs=ref_logprobs).double()
@@ -195,9 +195,8 @@ class ExperienceMaker:
             exact.double().sum(),
             entropies.double().sum(),
             rewards.double().sum(),
-            difference.sum(),
         ]
-        tokens, kl_sum, k3_sum, clamps, exact_sum, entropy, reward, off = torch.stack(sums).tolist()
+        tokens, kl_sum, k3_sum, clamps, exact_sum, entropy, reward = torch.stack(sums).tolist()
         metrics.add("ppo/kl_per_token", kl_sum, tokens)
         metrics.add("ppo/kl_per_response", kl_sum, len(own))
         metrics.add("ppo/kl_k3", k3_sum, tokens)
@@ -206,7 +205,13 @@ class ExperienceMaker:
             metrics.add("ppo/kl_exact", exact_sum, tokens)
         metrics.add("ppo/entropy", entropy, tokens)
         metrics.add("ppo/reward_mean", reward, len(own))
-        metrics.add("ppo/logprob_difference", off, tokens)
-        metrics.maximum("ppo/logprob_difference_max", float(difference.max()))
         if own:
             metrics.add("ppo/padding_fraction", *batch.padding)
+
+    def _log_agreement(self, logprobs: Tensor, engine: Tensor, current: Tensor, metrics: MetricSums) -> None:
+        """Compare engine and trainer where both held the same weights: at tokens of the step's own version [B, S]."""
+        difference = torch.where(current, (logprobs - engine).abs(), torch.zeros_like(engine)).double()
+        total, largest, tokens = torch.stack([difference.sum(), difference.max(), current.sum().double()]).tolist()
+        metrics.add("ppo/logprob_difference", total, tokens)
+        if tokens:
+            metrics.maximum("ppo/logprob_difference_max", largest)

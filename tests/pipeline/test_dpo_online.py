@@ -68,7 +68,7 @@ class World:
     async def weight_sync(self, trainer: Any, generators: Any, probe: Sequence[int]) -> World:
         return self
 
-    async def sync(self, version: int) -> SyncReport:
+    async def sync(self, version: int, *, waited_s: float | None = None) -> SyncReport:
         self.events.append(f"sync {version}")
         self.served = version
         return SyncReport(version, "digest", 1, 0.0)
