@@ -80,6 +80,10 @@ class GeneratorActor(Watched):
     async def finish_weight_sync(self, version: int, expected_digest: str) -> Any:
         return await self._engine.finish_weight_sync(version, expected_digest)
 
+    @booked(Account.SYNC)
+    async def sleep(self) -> None:
+        await self._engine.sleep()
+
     @booked(Account.START_UP)
     async def rest(self) -> bool:
         """Leave the stage; whether another one may be served."""

@@ -205,6 +205,11 @@ class GeneratorGroup:
         names = await self.members.serving()
         await self.members.answers({n: self.members.handle(n).load.remote(model_path) for n in names}, "load")
 
+    async def sleep(self) -> None:
+        """Let every generator give its GPU's memory back; it wakes when it is asked for something."""
+        names = await self.members.serving()
+        await self.members.answers({n: self.members.handle(n).sleep.remote() for n in names}, "sleep")
+
     # ------------------------------------------------------------------------------------------------- size and report
     def resize(self, count: int) -> None:
         """Have ``count`` generators from now on: new ones start, those that leave finish what they have.

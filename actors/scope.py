@@ -107,7 +107,8 @@ class Scope:
 
     async def generators(self, model_path: str) -> GeneratorGroup:
         """The vLLM engines, serving the checkpoint at ``model_path`` as version 0."""
-        config = replace(self._config.generation, dtype=engine_dtype(self._config))
+        shares = self._config.generation.sleeps or self._config.ppo.schedule == "colocate"
+        config = replace(self._config.generation, dtype=engine_dtype(self._config), sleeps=shares)
         nodes = living_nodes()
         wanted = pinned(requirements.generators(self._config, self._device), nodes)
         assign(wanted, nodes)

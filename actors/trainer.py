@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import socket
 from typing import Any
 
+from actors.ports import meeting_port
 from actors.pulse import Watched
 from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.ledger.booking import booked
@@ -22,9 +22,7 @@ class TrainerActor(Watched):
         """``host:port`` of this process, where the port was free a moment ago."""
         import ray
 
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        return f"{ray.util.get_node_ip_address()}:{meeting_port()}"
 
     @booked(Account.START_UP)
     def build(self, spec: Any, info: Any) -> None:

@@ -37,6 +37,10 @@ class GenerationConfig:
     enforce_eager: bool | None = None
     max_num_seqs: int = 256
     seed: int = 0
+    # What becomes of a response that weights change under (ppo.schedule=async): its keys and values are computed again,
+    # or stay those of the weights that they came from. Keeping costs the sharing of prefixes between requests.
+    kv_on_sync: Literal["recompute", "keep"] = "recompute"
+    sleeps: bool = False  # can give its GPU's memory back and take it again; ppo.schedule=colocate sets it
     engine_args: dict[str, Any] = field(default_factory=dict)
     shard_size: int = 16  # rollouts that are sampled, scored and travel as one block
     cpus_per_engine: float = 1.0

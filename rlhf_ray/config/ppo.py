@@ -51,7 +51,7 @@ def _constant(learning_rate: float) -> OptimizerConfig:
 class PpoConfig:
     """A step samples ``rollouts_per_step`` responses and trains ``num_epochs`` passes in ``num_minibatches`` pieces."""
 
-    schedule: Literal["sync", "one_step_off", "async"] = "sync"
+    schedule: Literal["sync", "colocate", "one_step_off", "async"] = "sync"
     max_staleness: int = 1  # async: updates between the weights that sampled a token and those that train on it
     num_steps: int = 30
     rollouts_per_step: int = 128
@@ -203,7 +203,7 @@ class PpoConfig:
     @property
     def staleness_bound(self) -> int:
         """Updates between the weights that sampled a token and those that train on it, at most."""
-        return {"sync": 0, "one_step_off": 1, "async": self.max_staleness}[self.schedule]
+        return {"one_step_off": 1, "async": self.max_staleness}.get(self.schedule, 0)
 
     @property
     def has_critic(self) -> bool:

@@ -27,6 +27,7 @@ from rlhf_ray.engines.generation_settings import (
     require_cpu_head_size,
     require_settings,
     sampling_params,
+    sleeps,
 )
 from rlhf_ray.errors import ConfigError, RlhfError, WeightSyncError
 from rlhf_ray.records import FinishReason, GenerationRequest, IntArray, Rollout, SamplingSettings
@@ -101,6 +102,8 @@ class GenerationEngine:
         self._llm: AsyncLLMEngine = AsyncLLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
         self._max_model_len: int = self._llm.model_config.max_model_len
         self._vocab_size: int = self._llm.model_config.get_vocab_size()
+        self._sleeps, self._asleep = sleeps(config, device), False
+        self._keeps_kv = config.kv_on_sync == "keep"
         self._first_version = policy_version
         self._policy_version = policy_version
         self._incoming_version: int | None = None
@@ -129,6 +132,7 @@ class GenerationEngine:
         require_settings(settings, self._vocab_size)
         for request in requests:
             self._require_fit(request, settings)
+        await self.wake()
         tasks = [asyncio.ensure_future(self._rollout(request, settings)) for request in requests]
         self._sampling.update(tasks)
         try:
@@ -148,6 +152,7 @@ class GenerationEngine:
         if not 1 <= len(prompt_ids) < self._max_model_len:
             limit = self._max_model_len - 1
             raise ConfigError("prompt_ids", len(prompt_ids), f"must be 1 to {limit} tokens long", "give another prompt")
+        await self.wake()
         params = SamplingParams(max_tokens=1, logprob_token_ids=list(token_ids), detokenize=False, temperature=1.0)
         output = await self._final_output(prompt_ids, params)
         at_first = output.outputs[0].logprobs[0]
@@ -165,6 +170,7 @@ class GenerationEngine:
             raise ConfigError(
                 "token_ids", len(token_ids), f"must be 2 to {self._max_model_len - 1} tokens long", "give another text"
             )
+        await self.wake()
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0.0)
         output = await self._final_output(token_ids, params)
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
@@ -249,8 +255,9 @@ class GenerationEngine:
     async def begin_weight_sync(self, version: int) -> None:
         """Stop sampling and get ready for the weights of ``version``.
 
-        Requests in flight freeze; they go on under the new weights, their prefix computed again. A sync under way is
-        given up, for its trainer is lost: what it brought is not used.
+        Requests in flight freeze; they go on under the new weights, their prefix computed again or not as
+        ``generation.kv_on_sync`` says. A sync under way is given up, for its trainer is lost: what it brought is not
+        used.
         """
         self._require_usable()
         if version < 0:
@@ -259,7 +266,9 @@ class GenerationEngine:
         with self._failing_the_engine("begin"):
             if begun_before:
                 await self._llm.collective_rpc("abandon_weight_update")
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            if self._asleep:
+                await self._llm.wake_up(["weights"])  # there is no need of room for keys and values yet
+            await self._llm.pause_generation(mode="keep", clear_cache=not self._keeps_kv)
             await self._llm.start_weight_update()
 
     async def receive_weights(self, update_info: Mapping[str, Any]) -> None:
@@ -284,6 +293,9 @@ class GenerationEngine:
             if expected_digest is not None:
                 receipt.require(expected_digest)
             await self._llm.finish_weight_update(weight_version=str(version))
+            if self._asleep:
+                await self._llm.wake_up(["kv_cache"])
+                self._asleep = False
             await self._llm.resume_generation()
         self._policy_version, self._incoming_version = version, None
         return receipt
@@ -338,13 +350,21 @@ class GenerationEngine:
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     # ---------------------------------------------------------------------------------------------------------- memory
-    async def sleep(self, level: int = 1) -> None:
-        """Give GPU memory back between phases: 1 keeps a copy of the weights on the host, 2 waits for a sync."""
-        await self._llm.sleep(level, mode="wait")
+    async def sleep(self) -> None:
+        """Give GPU memory back until the next sync or request; the host keeps the weights.
 
-    async def wake(self, tags: Sequence[str] | None = None) -> None:
-        """Take memory again: all of it, or ``["weights"]`` before a sync and ``["kv_cache"]`` after."""
-        await self._llm.wake_up(None if tags is None else list(tags))
+        Nothing happens where the engine was not built for it (``generation.sleeps``) or sleeps already.
+        """
+        self._require_usable()
+        if self._sleeps and not self._asleep:
+            self._asleep = True
+            await self._llm.sleep(1, mode="wait")
+
+    async def wake(self) -> None:
+        """Take all memory again, with the weights of before. Nothing happens where the engine is awake."""
+        if self._asleep:
+            self._asleep = False  # others who ask meanwhile wait in the engine, which is paused
+            await self._llm.wake_up()
 
     # --------------------------------------------------------------------------------------------------- several stages
     def fits(

@@ -40,10 +40,19 @@ def engine_args(model_path: str, config: GenerationConfig, device: Device, backe
         "use_tqdm_on_load": False,
         "worker_extension_cls": "rlhf_ray.engines.generation_transfer.TransferExtension",
     }
+    if config.kv_on_sync == "keep":
+        arguments["enable_prefix_caching"] = False  # a prefix of earlier weights must not serve a new request
+    if sleeps(config, device):
+        arguments["enable_sleep_mode"] = True
     if device == "cpu":
         # A seeded request whose prompt is cut into chunks kills the engine: CPU generators cannot be set back.
         arguments["enable_chunked_prefill"] = False
     return arguments | dict(config.engine_args)
+
+
+def sleeps(config: GenerationConfig, device: Device) -> bool:
+    """Whether the engine is built to sleep. On a CPU that would free nothing."""
+    return config.sleeps and device == "cuda"
 
 
 def sampling_params(settings: SamplingSettings, seed: int) -> SamplingParams:

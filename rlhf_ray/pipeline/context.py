@@ -77,6 +77,10 @@ class GeneratorFleet(Generator, Protocol):
         """Log-probabilities of each of ``token_ids`` as the first token after each prompt."""
         ...
 
+    async def sleep(self) -> None:
+        """Give back what memory can be, until somebody asks for something."""
+        ...
+
 
 class ReferenceServers(Reference, Protocol):
     """The frozen reference as servers of its own, which also tell how likely whole responses are."""

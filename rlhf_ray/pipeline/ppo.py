@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_ray.colocation import TrainsAlone
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.data.sampler import ResumableSampler
 from rlhf_ray.driver import Driver, Roles
@@ -140,7 +141,8 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
         start_rewards(context, scope),
     )
     weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
-    return Roles(generator, reference, reward_model, trainer, weights)
+    alone = context.config.ppo.schedule == "colocate"
+    return Roles(generator, reference, reward_model, TrainsAlone(trainer, generator) if alone else trainer, weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs

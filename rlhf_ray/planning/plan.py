@@ -33,10 +33,10 @@ class Plan:
 
     @property
     def schedule(self) -> str:
-        """``in turn``, or ``overlapped`` where a step off policy is worth it."""
+        """``ppo.schedule``: ``sync``, or ``one_step_off`` where a step off policy is worth it."""
         seconds = self.best.seconds
         worth = not self.best.split.shared and seconds.in_turn > WORTH_OVERLAPPING * seconds.overlapped
-        return "overlapped" if worth else "in turn"
+        return "one_step_off" if worth else "sync"
 
     @property
     def wire_seconds(self) -> float:
@@ -141,7 +141,7 @@ def advise(
     seconds = best.seconds
     if seconds.in_turn > WORTH_OVERLAPPING * seconds.overlapped and not best.split.shared:
         said.append(
-            f"generators and trainer wait for each other: overlapped by one step it would take "
+            f"generators and trainer wait for each other: with ppo.schedule=one_step_off a step would take "
             f"{seconds.overlapped:.3g} s instead of {seconds.in_turn:.3g}, at a staleness of 1"
         )
     return said + _for_bottleneck(work, best, device, efficiency)

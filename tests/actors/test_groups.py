@@ -85,6 +85,19 @@ async def test_next_tokens_are_asked_of_all_engines_and_come_back_in_the_prompts
     assert [engine.asked for engine in engines] == [[0, 2, 4], [1, 3]]
 
 
+async def test_all_engines_go_to_sleep() -> None:
+    class Tired:
+        asleep = False
+
+        async def sleep(self) -> None:
+            self.asleep = True
+
+    engines = [Tired(), Tired()]
+    group = GeneratorGroup([FakeHandle(engine) for engine in engines], shard_size=2, max_running=9, timeout_s=5)
+    await group.sleep()
+    assert all(engine.asleep for engine in engines)
+
+
 def group_of(engines: Sequence[Engine], *, shard_size: int, max_running: int = 1000) -> GeneratorGroup:
     handles = [FakeHandle(engine) for engine in engines]
     return GeneratorGroup(handles, shard_size=shard_size, max_running=max_running, timeout_s=5)

@@ -309,6 +309,40 @@ def test_tokens_sampled_around_a_sync_carry_the_version_of_their_weights(served:
     assert any(len(set(rollout.policy_versions)) == 2 for rollout in rollouts)
 
 
+@pytest.mark.integration
+def test_kept_keys_and_values_are_of_earlier_weights_and_serve_no_new_request(tmp_path: Path) -> None:
+    model = tiny_model(tied=False)
+    model.save_pretrained(tmp_path)
+    old = tiny_model(tied=False)
+    old.load_state_dict(model.state_dict())
+    requests, settings = requests_of([140] * 8, first_seed=50), SamplingSettings(max_tokens=200)
+
+    async def sync_while_sampling() -> tuple[dict[str, Rollout], dict[str, Rollout]]:
+        engine = GenerationEngine(model_path=str(tmp_path), config=replace(CONFIG, kv_on_sync="keep"), device="cpu")
+        try:
+            sampling = asyncio.ensure_future(collect(engine, requests, settings))
+            await asyncio.sleep(0.3)
+            change_weights(model)
+            await sync(engine, model, 1)
+            return await sampling, await collect(engine, requests, settings)
+        finally:
+            await engine.shutdown()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment("cpu", CONFIG).items():
+            patch.setenv(name, value)
+        mixed, fresh = asyncio.run(sync_while_sampling())
+    for rollout in fresh.values():
+        np.testing.assert_allclose(rollout.rollout_logprobs, expected_logprobs(model, rollout), atol=1e-3)
+    rollouts = [rollout for rollout in mixed.values() if len(set(rollout.policy_versions)) == 2]
+    assert rollouts
+    for rollout in rollouts:
+        before = rollout.policy_versions == 0
+        np.testing.assert_allclose(rollout.rollout_logprobs[before], expected_logprobs(old, rollout)[before], atol=1e-3)
+        new = expected_logprobs(model, rollout)[~before]
+        assert np.abs(rollout.rollout_logprobs[~before] - new).max() > 1e-2  # neither the one policy nor the other
+
+
 class FakeCommunicator:
     """Broadcasts the same bytes to whoever asks."""
 
