@@ -16,6 +16,7 @@ import ray
 from actors.placement import Node, nodes_from_ray
 from rlhf_ray.config.cluster import ClusterConfig
 from rlhf_ray.errors import PlacementError
+from rlhf_ray.planning.hardware import Accelerator, accelerator_of_ray
 
 
 @contextmanager
@@ -94,3 +95,9 @@ def resolve_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if any(node.gpus > 0 for node in living_nodes()) else "cpu"
+
+
+def known_accelerator() -> Accelerator | None:
+    """The rates of the cluster's GPUs, where all are of one kind that is known."""
+    prefix = "accelerator_type:"  # of the resources by which Ray tells kinds apart
+    return accelerator_of_ray(name.removeprefix(prefix) for name in ray.cluster_resources() if name.startswith(prefix))

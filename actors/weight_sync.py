@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,7 @@ class FleetWeightSync:
         self._num_buckets = 0
         self._num_bytes = 0
         self._busy = asyncio.Lock()  # one round at a time
+        self._spent: dict[str, float] = defaultdict(float)  # seconds by part, of the sync under way
         self._last: tuple[int, str] | None = None  # version and digest of the last sync
 
     async def open(self, *, backend: str, dtype: str, bucket_bytes: int, workers_per_engine: int) -> None:
@@ -68,6 +71,7 @@ class FleetWeightSync:
         """
         async with self._busy:
             begun = time.perf_counter()
+            self._spent.clear()
             self._members.send_leavers()
             while not (done := await self._lasting_round(version, await self._members.to_sync())).served:
                 continue
@@ -76,7 +80,8 @@ class FleetWeightSync:
                 self._members.serves(name, version)
         self._members.adjust()
         seconds = time.perf_counter() - begun
-        return SyncReport(version, done.digest, self._num_bytes, seconds, self._generators.settle(waited_s))
+        fleet = self._generators.settle(waited_s)
+        return SyncReport(version, done.digest, self._num_bytes, seconds, fleet, dict(self._spent))
 
     async def catch_up(self, name: str) -> int | None:
         """Bring a newcomer to the version that the others serve.
@@ -99,16 +104,19 @@ class FleetWeightSync:
         return done
 
     async def _round(self, version: int, names: Sequence[str]) -> _Round:
+        """The trainer prepares a bucket while the engines load the one before: two are in memory at a time."""
         await self._meet(names)
-        await self._of_ranks("begin_sync", [r.begin_sync.remote() for r in self._ranks])
         for name in self._members.present(names):
             self._members.syncs(name)
-        await self._of_engines("begin_weight_sync", names, lambda e: e.begin_weight_sync.remote(version))
+        *_, prepared = await together(self._begin(), self._pause(version, names), self._prepare(0, version))
         for index in range(self._num_buckets):
-            await self._send(index, names)
-        digest = (await self._of_ranks("sync_digest", [self._ranks[0].sync_digest.remote(version)]))[0]
-        await self._of_engines("finish_weight_sync", names, lambda e: e.finish_weight_sync.remote(version, digest))
-        await self._require_same_function(version, names)
+            free = [self._release(index - 1)] if index else []
+            halves = self._transmit(index), self._receive(prepared, names)
+            *_, prepared = await together(*free, *halves, self._prepare(index + 1, version))
+        digest, trained = prepared
+        await together(self._release(self._num_buckets - 1), self._finish(version, digest, names))
+        with self._spending("probe"):
+            await self._require_same_function(version, names, trained)
         return _Round(digest, tuple(self._members.present(names)))
 
     async def _meet(self, names: Sequence[str]) -> None:
@@ -134,28 +142,54 @@ class FleetWeightSync:
         self._met = set(present) if nccl else self._met | set(present)
         self._incarnation = self._trainer.incarnation
 
-    async def _send(self, index: int, names: Sequence[str]) -> None:
-        offers = await self._of_ranks("offer_bucket", [r.offer_bucket.remote(index) for r in self._ranks])
-        halves = [
-            asyncio.ensure_future(half)
-            for half in (
-                self._of_ranks("transmit_bucket", [r.transmit_bucket.remote(index) for r in self._ranks]),
-                self._of_engines("receive_weights", names, lambda e: e.receive_weights.remote(offers[0])),
-            )
-        ]
-        await asyncio.wait(halves)  # both: an engine must not still be receiving when the next round begins
-        for half in halves:
-            half.result()
+    # ----------------------------------------------------------------------------------------------- parts of a round
+    async def _begin(self) -> None:
+        await self._of_ranks("begin_sync", [r.begin_sync.remote() for r in self._ranks])
+
+    async def _pause(self, version: int, names: Sequence[str]) -> None:
+        with self._spending("begin"):
+            await self._of_engines("begin_weight_sync", names, lambda e: e.begin_weight_sync.remote(version))
+
+    async def _prepare(self, index: int, version: int) -> Any:
+        """What the engines must know of a bucket; after the last one (digest of all, log-probabilities of the text)."""
+        if index < self._num_buckets:
+            with self._spending("offer"):
+                return (await self._of_ranks("offer_bucket", [r.offer_bucket.remote(index) for r in self._ranks]))[0]
+        digests, trained = await together(
+            self._of_ranks("sync_digest", [self._ranks[0].sync_digest.remote(version)]),
+            self._of_ranks("probe", [r.probe.remote(self._probe) for r in self._ranks]),
+        )
+        return digests[0], trained[0]
+
+    async def _transmit(self, index: int) -> None:
+        with self._spending("transmit"):
+            await self._of_ranks("transmit_bucket", [r.transmit_bucket.remote(index) for r in self._ranks])
+
+    async def _receive(self, offer: Any, names: Sequence[str]) -> None:
+        with self._spending("receive"):
+            await self._of_engines("receive_weights", names, lambda e: e.receive_weights.remote(offer))
+
+    async def _release(self, index: int) -> None:
         await self._of_ranks("release_bucket", [r.release_bucket.remote(index) for r in self._ranks])
 
-    async def _require_same_function(self, version: int, names: Sequence[str]) -> None:
+    async def _finish(self, version: int, digest: str, names: Sequence[str]) -> None:
+        with self._spending("finish"):
+            await self._of_engines("finish_weight_sync", names, lambda e: e.finish_weight_sync.remote(version, digest))
+
+    @contextmanager
+    def _spending(self, part: str) -> Iterator[None]:
+        """Note the seconds of the block; parts that run at the same time count each."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[part] += time.perf_counter() - begun
+
+    async def _require_same_function(self, version: int, names: Sequence[str], trained: Sequence[float]) -> None:
         """Compare what the kernels answer, not only what arrived: a layer may have been left with older weights."""
-        trained, served = await asyncio.gather(
-            self._of_ranks("probe", [r.probe.remote(self._probe) for r in self._ranks]),
-            self._of_engines("prompt_logprobs", names, lambda e: e.prompt_logprobs.remote(self._probe)),
-        )
+        served = await self._of_engines("prompt_logprobs", names, lambda e: e.prompt_logprobs.remote(self._probe))
         for name, logprobs in served.items():
-            difference = float(np.abs(np.subtract(trained[0], logprobs)).max())
+            difference = float(np.abs(np.subtract(trained, logprobs)).max())
             if not difference <= self._tolerance:
                 raise WeightSyncError(
                     f"{name} holds version {version} by checksum, yet its log-probabilities of a fixed text "
@@ -176,3 +210,10 @@ class FleetWeightSync:
         """Ask those of ``names`` that are still there."""
         calls = {name: call(self._members.handle(name)) for name in self._members.present(names)}
         return await self._members.answers(calls, verb)
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """What each gives, begun in this order, once all have ended: nobody is still receiving when a round has failed."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    await asyncio.wait(tasks)
+    return [task.result() for task in tasks]

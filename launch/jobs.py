@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from actors import requirements
-from actors.cluster import cluster, resolve_device
+from actors.cluster import cluster, known_accelerator, resolve_device
 from actors.fleet import Fleet
 from actors.placement import total
 from launch.command import be_quiet
@@ -67,7 +67,9 @@ async def run_until(config: RunConfig, *, until: str, report: bool, command: str
         end_on_sigterm(stop)
         fleet = Fleet(config, resolve_device(config.device), ledger)
         fleet.require_room()
-        context = Context(config, task, fleet, store, command, stop=stop, ledger=ledger)
+        context = Context(
+            config, task, fleet, store, command, stop=stop, ledger=ledger, accelerator=known_accelerator()
+        )
         try:
             async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
                 await run_stages(context, until)
@@ -96,7 +98,7 @@ async def iterate_rounds(config: RunConfig, *, command: str) -> None:
         end_on_sigterm()
         fleet = Fleet(config, resolve_device(config.device), ledger)
         fleet.require_room()
-        context = Context(config, task, fleet, store, command, ledger=ledger)
+        context = Context(config, task, fleet, store, command, ledger=ledger, accelerator=known_accelerator())
         async with fleet.kept(), told(store.root, context.board, fleet=fleet.snapshot, resize=fleet.resize):
             rounds = await run_rounds(context)
     _remember_peak(store, memory.peak_bytes)

@@ -68,6 +68,7 @@ class Driver:
         self.max_failed_fraction = max_failed_fraction
         self.warn = warn
         self.on_phase = on_phase  # told (step, phase) when a phase begins
+        self.count_work: Callable[[StepBatch], Metrics] = lambda batch: {}  # what a step computes, for its metrics
         self.kl_controller = make_kl_controller(config.kl)
         self.score_moments = RunningMoments()
         self.skipped_steps = 0
@@ -112,8 +113,8 @@ class Driver:
         waited = self._waited_s
         with clock.phase("sync"):
             synced = await self.sync_weights()
-        seconds = {**timing(batch, clock), "time/wait_for_rollouts": waited}
-        return {**metrics, **synced, **seconds, "ppo/skipped_steps": float(self.skipped_steps)}
+        work = {**self.count_work(batch), **timing(batch, clock), "time/wait_for_rollouts": waited}
+        return {**metrics, **synced, **work, "ppo/skipped_steps": float(self.skipped_steps)}
 
     # ------------------------------------------------------------------------------------------------------- rollouts
     async def next_batch(self) -> StepBatch:

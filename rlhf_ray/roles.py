@@ -42,6 +42,7 @@ class SyncReport:
     num_bytes: int
     seconds: float
     fleet: Mapping[str, float] = field(default_factory=dict)  # metrics of the generators since the sync before
+    parts: Mapping[str, float] = field(default_factory=dict)  # seconds by part; some run at the same time
 
 
 class Generator(Protocol):

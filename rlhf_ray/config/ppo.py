@@ -59,6 +59,7 @@ class PpoConfig:
     num_epochs: int = 1
     num_minibatches: int = 2
     max_response_tokens: int = 48
+    ignore_eos: bool = False  # sample to that limit whatever comes: equal work in every step, for measurements
     temperature: float = 1.0
     top_p: float = 1.0  # these three are here to be refused, with the reason
     top_k: int = 0
@@ -116,6 +117,13 @@ class PpoConfig:
             ppo__critic_warmup_steps=self.critic_warmup_steps,
             ppo__checkpoint_every=self.checkpoint_every,
             ppo__eval_every=self.eval_every,
+        )
+        require(
+            not self.ignore_eos or self.reward.missing_eos_penalty == 0,
+            field="ppo.ignore_eos",
+            value=self.ignore_eos,
+            rule="lets no response end, and ppo.reward.missing_eos_penalty would punish all of them",
+            remedy="leave one of them out",
         )
         # One step of the controller may change the coefficient by a factor of 1 - 0.2 * rollouts_per_step / horizon.
         require(

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_ray.ledger.accounts import DRIVER, Account
+from rlhf_ray.ledger.accounts import COMPUTES, DRIVER, Account
 from rlhf_ray.ledger.lanes import Lanes, lanes
 from rlhf_ray.ledger.lives import Life, Story
-from rlhf_ray.ledger.spans import Stretch, common, total
+from rlhf_ray.ledger.spans import Stretch, common, total, union
+from rlhf_ray.planning.hardware import ACCELERATORS
 
+WORK_NAMES = {
+    Account.SCORING: "scoring",
+    Account.FORWARDS: "forwards",
+    Account.POLICY: "policy_update",
+    Account.CRITIC: "critic_update",
+}
+"""Accounts whose operations are counted, and what they are called in ``summary.json``."""
 TOLERANCE = 0.02
 """Of the time that the workers were there."""
 
@@ -36,7 +44,11 @@ class WorkerSum:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of PPO, per second of its steps, evaluation and saving left out. ``workers`` and ``gpus`` are means."""
+    """Of PPO, per second of its steps, evaluation and saving left out. ``workers`` and ``gpus`` are means.
+
+    ``flops`` and ``computing_s`` are operations and worker-seconds by account; ``peak_flops`` is what the device of a
+    trainer's rank could do a second, 0 where that is not known.
+    """
 
     steps: int
     seconds: float
@@ -45,9 +57,29 @@ class Throughput:
     trained: int
     workers: float
     gpus: float
+    sync_bytes: float = 0.0
+    sync_s: float = 0.0
+    flops: Mapping[Account, float] = field(default_factory=dict)
+    computing_s: Mapping[Account, float] = field(default_factory=dict)
+    peak_flops: float = 0.0
+
+    @property
+    def flops_per_second(self) -> dict[Account, float]:
+        """Of a worker while its time goes to the account."""
+        return {each: n / self.computing_s[each] for each, n in self.flops.items() if n and self.computing_s.get(each)}
+
+    @property
+    def mfu(self) -> dict[Account, float]:
+        """The same as a share of what the device could do: model FLOPs utilisation, of the trainer's accounts."""
+        if not self.peak_flops:
+            return {}
+        return {each: rate / self.peak_flops for each, rate in self.flops_per_second.items() if each in COMPUTES}
 
     def rates(self) -> dict[str, float]:
-        """``prompts_per_second`` ..., each also ``_per_worker`` and, where there are any, ``_per_gpu``."""
+        """``prompts_per_second`` ..., each also ``_per_worker`` and, where there are any, ``_per_gpu``.
+
+        Where they are known also ``sync_bytes_per_second``, ``scoring_flops_per_second`` ... and ``..._mfu``.
+        """
         found = {}
         for name, count in (
             ("prompts", self.prompts),
@@ -57,7 +89,10 @@ class Throughput:
             rate = found[f"{name}_per_second"] = count / self.seconds
             found |= {f"{name}_per_second_per_worker": rate / self.workers} if self.workers else {}
             found |= {f"{name}_per_second_per_gpu": rate / self.gpus} if self.gpus else {}
-        return found
+        if self.sync_bytes and self.sync_s:
+            found["sync_bytes_per_second"] = self.sync_bytes / self.sync_s
+        found |= {f"{WORK_NAMES[each]}_flops_per_second": rate for each, rate in self.flops_per_second.items()}
+        return found | {f"{WORK_NAMES[each]}_mfu": share for each, share in self.mfu.items()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +164,7 @@ def balance(story: Story, drawn: Lanes | None = None) -> Balance:
         there_s = sum(life.seconds for life in lives[worker])
         workers.append(WorkerSum(worker, role, there_s, sum(span.seconds for span in spans)))
     wall_s = sum(life.seconds for life in lives[DRIVER])
-    return Balance(by_role, _by_stage(story, drawn), tuple(workers), wall_s, throughput(story))
+    return Balance(by_role, _by_stage(story, drawn), tuple(workers), wall_s, throughput(story, drawn))
 
 
 def _by_stage(story: Story, drawn: Lanes) -> dict[str, dict[Account, float]]:
@@ -147,9 +182,9 @@ def _by_stage(story: Story, drawn: Lanes) -> dict[str, dict[Account, float]]:
     return found
 
 
-def throughput(story: Story) -> Throughput | None:
+def throughput(story: Story, drawn: Lanes) -> Throughput | None:
     """None where no step of PPO was done."""
-    windows = sorted((step.begun, step.ended) for step in story.steps)
+    windows = union((step.begun, step.ended) for step in story.steps)
     if not (seconds := total(windows)):
         return None
     actors = [life for life in story.lives if life.worker != DRIVER]
@@ -162,7 +197,24 @@ def throughput(story: Story) -> Throughput | None:
         trained=sum(step.trained for step in story.steps),
         workers=sum(there.values()) / seconds,
         gpus=sum(life.gpus * there[id(life)] for life in actors) / seconds,
+        sync_bytes=sum(step.sync_bytes for step in story.steps),
+        sync_s=total(common(((d.begun, d.ended) for d in story.during if d.account == Account.SYNC), windows)),
+        flops={each: sum(step.flops.get(str(each), 0.0) for step in story.steps) for each in WORK_NAMES},
+        computing_s={each: _spent_on(each, drawn, windows) for each in WORK_NAMES},
+        peak_flops=_peak_flops(story),
     )
+
+
+def _spent_on(account: Account, drawn: Lanes, windows: Sequence[Stretch]) -> float:
+    own = [span.stretch for spans in drawn.values() for span in spans if span.account == account]
+    return total(common(own, windows))
+
+
+def _peak_flops(story: Story) -> float:
+    """Where all steps were done on devices of one kind."""
+    devices = {step.device for step in story.steps}
+    known = ACCELERATORS.get(devices.pop()) if len(devices) == 1 else None
+    return known.flops if known else 0.0
 
 
 def _rested(life: Life, windows: Sequence[Stretch]) -> float:

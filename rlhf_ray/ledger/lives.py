@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,10 @@ class During:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of PPO. Tokens: ``sampled`` of responses, ``trained`` of prompts and responses, epochs counted once."""
+    """A step of PPO. Tokens: ``sampled`` of responses, ``trained`` of prompts and responses, epochs counted once.
+
+    ``flops`` are operations by account; ``device`` names the trainer's accelerator. Both may be unknown.
+    """
 
     begun: float
     ended: float
@@ -67,6 +70,9 @@ class Step:
     sampled: int
     discarded: int
     trained: int
+    sync_bytes: float = 0.0
+    flops: Mapping[str, float] = field(default_factory=dict)
+    device: str = ""
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,8 @@ clock of the worker. A run that is done again, or goes on, adds to the file.
     {"event": "rests", "worker": "trainer 0", "at": ...}         also "wakes"
     {"event": "ends", "worker": "trainer 0", "at": ..., "how": "closed"}
     {"event": "during", "account": "evaluation", "role": "", "begun": ..., "ended": ...}
-    {"event": "step", "begun": ..., "ended": ..., "prompts": 8, "sampled": 512, "discarded": 0, "trained": 800}
+    {"event": "step", "begun": ..., "ended": ..., "prompts": 8, "sampled": 512, "discarded": 0, "trained": 800,
+     "sync_bytes": 1e7, "flops": {"policy update": 4e12, ...}, "device": "h100"}
     {"event": "stage", "name": "ppo", "at": ...}
 """
 
@@ -90,12 +91,26 @@ class RunLedger:
         """Nothing happens where it has begun before."""
         self._step_begun = self._step_begun or self.now()
 
-    def step_ends(self, *, prompts: int, sampled: int, discarded: int, trained: int) -> None:
-        """``discarded`` of the ``sampled`` tokens were of no use; ``trained`` are of prompts and responses."""
+    def step_ends(
+        self,
+        *,
+        prompts: int,
+        sampled: int,
+        discarded: int,
+        trained: int,
+        sync_bytes: float = 0.0,
+        flops: Mapping[str, float] | None = None,
+        device: str = "",
+    ) -> None:
+        """``discarded`` of the ``sampled`` tokens were of no use; ``trained`` are of prompts and responses.
+
+        ``flops``: operations by account, where they can be counted; ``device``: the trainer's, where it is known.
+        """
         begun, self._step_begun = self._step_begun, None
         if begun is not None:
             counts = {"prompts": prompts, "sampled": sampled, "discarded": discarded, "trained": trained}
-            self._write({"event": "step", "begun": begun, "ended": self.now(), **counts})
+            work = {"sync_bytes": sync_bytes, "flops": dict(flops or {}), "device": device}
+            self._write({"event": "step", "begun": begun, "ended": self.now(), **counts, **work})
 
     def close(self) -> None:
         """The run ends, and with it whoever is still there."""

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from rlhf_ray.errors import RlhfError
 from rlhf_ray.metrics.registry_suites import DRIFT, SUITE
+from rlhf_ray.metrics.registry_work import RATES, WORK
 
 Better: TypeAlias = Literal["higher", "lower", ""]
 
@@ -416,6 +417,8 @@ _SOURCES: Mapping[str, tuple[MetricDefinition, ...]] = {
     "driver of stage ppo, from summaries and scores, and its trainer": _PPO_REWARD,
     "trainer of stage ppo": _PPO_UPDATE,
     "clock of the driver": _TIME,
+    "lengths of the rollouts and the model's shape": tuple(_M(*row) for row in WORK),
+    "counted work and the driver's clock": tuple(_M(*row) for row in RATES),
     "supervision of the actors": _FLEET,
     "held-out prompts, answered during training": _EVALUATION,
     "text of the held-out responses": _TEXT,

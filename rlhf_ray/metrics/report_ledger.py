@@ -107,7 +107,35 @@ def throughput_of(found: Balance) -> Table | None:
     return Table("throughput", "Throughput", note, ("", "per second", "per worker", "per GPU"), tuple(rows))
 
 
-LEDGER_TABLES: tuple[TableBuilder, ...] = (accounts_table, throughput_table)
+def work_table(data: ReportData) -> Table | None:
+    return work_of(data.ledger) if data.ledger else None
+
+
+def work_of(found: Balance) -> Table | None:
+    """Operations a second of those who compute, and bytes a second of the weight sync."""
+    speed = found.throughput
+    if speed is None or not (speed.flops_per_second or speed.sync_bytes):
+        return None
+    rows = [
+        (
+            Cell(str(account)),
+            Cell(f"{speed.computing_s[account]:,.1f}"),
+            Cell(f"{rate / 1e9:,.3g} GFLOP/s"),
+            Cell(f"{speed.mfu[account]:.1%}" if account in speed.mfu else ""),
+        )
+        for account, rate in speed.flops_per_second.items()
+    ]
+    if speed.sync_bytes and speed.sync_s:
+        moved = Cell(f"{speed.sync_bytes / speed.sync_s / 1e6:,.3g} MB/s")
+        rows.append((Cell(str(Account.SYNC)), Cell(f"{speed.sync_s:,.1f}"), moved, Cell("")))
+    note = (
+        "Operations that the models need, recomputation left out, over the worker-seconds of their account; bytes of "
+        "weights to one generator over the seconds of the sync. MFU: the share of what the device could do in bfloat16."
+    )
+    return Table("work", "Work", note, ("", "seconds", "a second", "MFU"), tuple(rows))
+
+
+LEDGER_TABLES: tuple[TableBuilder, ...] = (accounts_table, throughput_table, work_table)
 
 
 def terminal_accounts(found: Balance) -> RichTable:
@@ -129,6 +157,8 @@ def terminal_accounts(found: Balance) -> RichTable:
         names = ("prompts", "sampled_tokens", "trained_tokens")
         told = ", ".join(f"{rates[f'{name}_per_second']:,.3g} {name.replace('_', ' ')}" for name in names)
         shown.caption = f"PPO, per second of its {found.throughput.steps} steps: {told}"
+        if (work := work_of(found)) is not None:
+            shown.caption += "\n" + ", ".join(f"{row[0].text} {row[2].text}" for row in work.rows)
     return shown
 
 

@@ -15,6 +15,7 @@ from rlhf_ray.data.task import Task
 from rlhf_ray.ledger.record import RunLedger, nowhere
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact, ArtefactStore
+from rlhf_ray.planning.hardware import Accelerator
 from rlhf_ray.records import IntArray
 from rlhf_ray.rewards.texts import PromptText
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, ScoredShard, WeightSync
@@ -135,6 +136,7 @@ class Context:
     stop: Stop = field(default_factory=Stop)
     board: StatusBoard = field(default_factory=StatusBoard)  # what `rlhf-ray status` shows
     ledger: RunLedger = field(default_factory=lambda: RunLedger(nowhere))
+    accelerator: Accelerator | None = None  # the cluster's GPUs, where their rates are known
 
     @property
     def samples_comparisons(self) -> bool:

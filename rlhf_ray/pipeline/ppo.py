@@ -108,7 +108,7 @@ def make_driver(
         settings=SamplingSettings(
             temperature=config.ppo.temperature,
             max_tokens=config.ppo.max_response_tokens,
-            stop_token_ids=tools.stop_token_ids,
+            stop_token_ids=() if config.ppo.ignore_eos else tools.stop_token_ids,
         ),
         seed=config.seed,
         max_failed_fraction=config.rewards.max_failed_fraction,

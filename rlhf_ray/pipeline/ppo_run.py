@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rlhf_ray.checkpoint import Best, Checkpoints
@@ -16,7 +17,7 @@ from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.metrics.progress import progress
 from rlhf_ray.metrics.sinks import MetricLog, open_metric_log
 from rlhf_ray.mirror import Mirror
-from rlhf_ray.pipeline.accounting import StepLedger
+from rlhf_ray.pipeline.accounting import StepLedger, counted_by, device_of, step_work
 from rlhf_ray.pipeline.ahead import BATCHES, batches_to_json, read_batches
 from rlhf_ray.pipeline.context import Context, Scope, quiet, warned
 from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics
@@ -33,6 +34,7 @@ from rlhf_ray.pipeline.resuming import (
 )
 from rlhf_ray.pipeline.sft import start_path
 from rlhf_ray.pipeline.watching import Watch
+from rlhf_ray.planning.achieved import rates_of
 from rlhf_ray.roles import PpoTrainer
 from rlhf_ray.saving import SaveSchedule
 from rlhf_ray.state_saver import StateSaver
@@ -58,7 +60,7 @@ class PpoRun:
         self._scope = scope
         self._stop = context.stop
         self._board = context.board
-        self._ledger = StepLedger(context.ledger)
+        self._ledger = StepLedger(context.ledger, device_of(context))
         self._directory = context.directory("ppo")
         self._logging = quiet(context.config.logging)
         self._run = context.store.base_key("ppo")
@@ -77,6 +79,8 @@ class PpoRun:
         self._ahead: tuple[Collected, ...] = ()  # batches that were there then
         self._boundary = self._state()  # of driver and alarms after the last whole step
         driver.on_phase = self._begin
+        driver.count_work = counted_by(step_work(context))
+        self._rates = partial(rates_of, config=context.config, device=context.accelerator)
 
     async def train(self) -> Mapping[str, float]:
         """Run the driver to its last step, or to the one at which an alarm ends it; return that step's metrics.
@@ -170,6 +174,7 @@ class PpoRun:
     async def _finish_step(self, step: int, metrics: Mapping[str, float], log: MetricLog) -> None:
         """Log before saving: a state is never newer than the log beside it."""
         self._ledger.ends(metrics, self._driver.tokens_lost)
+        metrics = {**metrics, **self._rates(metrics)}
         self._last = {**metrics, **await self._evaluated(step), **self._saver.waited()}
         actions = self._watch.heed(step, self._last, self._driver)
         self._boundary = self._state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_ray.errors import ConfigError
@@ -31,6 +32,8 @@ ACCELERATORS: dict[str, Accelerator] = {
     "l40s": Accelerator("l40s", 362e12, 48e9, 0.864e12, 32e9, network=12.5e9),
 }
 
+RAY_NAMES = {"A100-80G": "a100-80"}  # where they are not the names above; its "A100" has 40 GB and other rates
+
 
 @dataclass(frozen=True)
 class Efficiency:
@@ -49,3 +52,9 @@ def accelerator(name: str) -> Accelerator:
         known = ", ".join(ACCELERATORS)
         raise ConfigError("--gpu", name, "is not in the table of rates", f"choose {known}, or --probe")
     return ACCELERATORS[name]
+
+
+def accelerator_of_ray(kinds: Iterable[str]) -> Accelerator | None:
+    """The one kind of device that a cluster has, by Ray's names; None where it has several, or one without rates."""
+    found = {RAY_NAMES.get(kind, kind).lower() for kind in kinds}
+    return ACCELERATORS.get(found.pop()) if len(found) == 1 else None

@@ -8,7 +8,7 @@ same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,9 +116,16 @@ def view_slot(data: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 def fill_bucket(data: torch.Tensor, bucket: Bucket, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copy a bucket's tensors into its bytes, casting to the dtype that the plan names; one pass, in the plan's order.
+    """Copy a bucket's tensors into its bytes, casting to the dtype that the plan names. See :func:`in_plan`."""
+    for slot, tensor in in_plan(bucket, tensors):
+        view_slot(data, slot).copy_(tensor)
 
-    Raises WeightSyncError for a tensor that is missing, out of order or of another shape.
+
+def in_plan(bucket: Bucket, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[Slot, torch.Tensor]]:
+    """Yield each tensor with its place, one pass in the plan's order; it is valid until the next is asked for.
+
+    ``tensors`` are taken to their end, for the last one may be a parameter that is gathered until then. Raises
+    WeightSyncError for a tensor that is missing, out of order, too many or of another shape.
     """
     named = iter(tensors)
     for slot in bucket.slots:
@@ -132,7 +139,9 @@ def fill_bucket(data: torch.Tensor, bucket: Bucket, tensors: Iterable[tuple[str,
                 f"tensor {name!r} has shape {tuple(tensor.shape)} and the plan says {slot.meta.shape};"
                 " gather a sharded parameter before sending it"
             )
-        view_slot(data, slot).copy_(tensor.detach())
+        yield slot, tensor.detach()
+    for name, _ in named:
+        raise WeightSyncError(f"tensor {name!r} was given after the last one of the plan; give what the bucket holds")
 
 
 def _require_distinct_names(metas: Sequence[TensorMeta]) -> None:

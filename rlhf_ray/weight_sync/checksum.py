@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
@@ -40,9 +41,14 @@ class SyncReceipt:
 
 def bucket_digest(bucket: Bucket, data: torch.Tensor) -> str:
     """Hash a bucket: ``data`` is its bytes, uint8 [bucket.nbytes] in host memory, padding included."""
-    digest = xxhash.xxh3_128(bucket.layout.encode())
+    digest = begin_digest(bucket)
     digest.update(data.numpy().data)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
+
+
+def begin_digest(bucket: Bucket) -> Any:
+    """A hash of the layout, to be updated with the bucket's bytes in order: for those who see them piece by piece."""
+    return xxhash.xxh3_128(bucket.layout.encode())
 
 
 def device_bucket_digest(bucket: Bucket, data: torch.Tensor) -> str:

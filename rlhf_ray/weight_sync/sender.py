@@ -1,6 +1,7 @@
-"""The trainer's side of a sync: buckets are offered, transmitted and released, one after the other, on every rank.
+"""The trainer's side of a sync: buckets are offered, transmitted and released in their order, on every rank.
 
-Under ZeRO-3 gathering a bucket is a collective, so every rank walks every bucket; rank 0 alone writes or sends.
+A bucket may be offered while the one before is not released yet: two are in memory then. Under ZeRO-3 gathering a
+bucket is a collective, so every rank walks every bucket; rank 0 alone writes or sends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta, plan_buckets
+from rlhf_ray.weight_sync.buckets import TensorMeta, plan_buckets
 from rlhf_ray.weight_sync.checksum import sync_digest
 from rlhf_ray.weight_sync.shared_memory import DEFAULT_ROOT, BucketFile, bucket_directory, write_bucket
 from rlhf_ray.weight_sync.topology import NcclGroup
@@ -91,8 +92,10 @@ class SharedMemorySender:
 
     def offer(self, index: int) -> dict[str, Any]:
         bucket = self._buckets[index]
-        tensors = collect(self._export, bucket, keep=self._is_source)
+        tensors = self._export.tensors([slot.meta.name for slot in bucket.slots])
         if not self._is_source:
+            for _ in tensors:  # gathering is a collective: take part and keep nothing
+                pass
             return {}
         self._files[index] = write_bucket(self._directory, bucket, tensors)
         self._digests.append(self._files[index].digest)
@@ -110,12 +113,3 @@ class SharedMemorySender:
 
     def close(self) -> None:
         self._cleanup.close()
-
-
-def collect(export: Export, bucket: Bucket, *, keep: bool) -> dict[str, Tensor]:
-    """Gather a bucket's tensors; a copy of each, since a gathered parameter is gone once the next is asked for."""
-    tensors = {}
-    for name, tensor in export.tensors([slot.meta.name for slot in bucket.slots]):
-        if keep:
-            tensors[name] = tensor.detach().clone()
-    return tensors

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from rlhf_ray.errors import WeightSyncError
-from rlhf_ray.weight_sync.buckets import Bucket, TensorMeta, fill_bucket
-from rlhf_ray.weight_sync.checksum import bucket_digest
+from rlhf_ray.weight_sync.buckets import Bucket, Slot, TensorMeta, in_plan
+from rlhf_ray.weight_sync.checksum import begin_digest
 from rlhf_ray.weight_sync.message import BucketMessage
 
 DEFAULT_ROOT = Path("/dev/shm")
@@ -64,45 +64,44 @@ def bucket_directory(root: Path = DEFAULT_ROOT) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def write_bucket(directory: Path, bucket: Bucket, tensors: Mapping[str, torch.Tensor]) -> BucketFile:
+def write_bucket(directory: Path, bucket: Bucket, tensors: Iterable[tuple[str, torch.Tensor]]) -> BucketFile:
     """Write a bucket's tensors, from any device, into a new file and return its address and digest.
 
-    A tensor is cast to the dtype that the plan names. Nothing is left behind when this raises: WeightSyncError for a
-    tensor that is missing or has another shape, or when ``directory`` has no room.
+    Tensors come in the plan's order; each is cast, hashed and written before the next is asked for. Nothing is left
+    behind when this raises: WeightSyncError for tensors that are not the plan's, or when ``directory`` has no room.
     """
-    missing = [slot.meta.name for slot in bucket.slots if slot.meta.name not in tensors]
-    if missing:
-        raise WeightSyncError(f"tensors {missing} are in the plan and were not given; pass every tensor of the bucket")
     descriptor, name = tempfile.mkstemp(prefix=f"bucket-{bucket.index}-", dir=directory)
     path = Path(name)
     try:
-        with os.fdopen(descriptor, "wb"):
-            _reserve(descriptor, directory, bucket.nbytes)
-        data = map_bytes(path, bucket.nbytes, shared=True)
-        fill_bucket(data, bucket, ((slot.meta.name, tensors[slot.meta.name]) for slot in bucket.slots))
-        return BucketFile(path=path, digest=bucket_digest(bucket, data), bucket=bucket)
+        digest, at = begin_digest(bucket), 0
+        with os.fdopen(descriptor, "wb") as file:  # written, not mapped: a mapping costs a fault for every page
+            for slot, tensor in in_plan(bucket, tensors):
+                for piece in (bytes(slot.offset - at), _host_bytes(tensor, slot)):
+                    digest.update(piece)
+                    file.write(piece)
+                at = slot.end
+        return BucketFile(path=path, digest=digest.hexdigest(), bucket=bucket)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise WeightSyncError(
+            f"{directory} has no room for a bucket of {bucket.nbytes} bytes ({error.strerror});"
+            " enlarge the memory file system or lower weight_sync.bucket_mb"
+        ) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def map_bytes(path: Path, nbytes: int, *, shared: bool = False) -> torch.Tensor:
-    """Map a file as uint8 [nbytes] without reading it. ``shared`` writes go to the file; else they stay private."""
+def map_bytes(path: Path, nbytes: int) -> torch.Tensor:
+    """Map a file as uint8 [nbytes] without reading it; what is written there stays in this process."""
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
-    return torch.from_file(str(path), shared=shared, size=nbytes, dtype=torch.uint8)
+    return torch.from_file(str(path), shared=False, size=nbytes, dtype=torch.uint8)
 
 
-def _reserve(descriptor: int, directory: Path, nbytes: int) -> None:
-    """Claim the space now: a write into a mapping that tmpfs cannot back would kill the process."""
-    try:
-        if nbytes:
-            os.posix_fallocate(descriptor, 0, nbytes)
-    except OSError as error:
-        raise WeightSyncError(
-            f"{directory} has no room for a bucket of {nbytes} bytes ({error.strerror});"
-            " enlarge the memory file system or lower weight_sync.bucket_mb"
-        ) from error
+def _host_bytes(tensor: torch.Tensor, slot: Slot) -> memoryview:
+    whole = tensor.to("cpu", slot.meta.torch_dtype).contiguous().reshape(-1)
+    return whole.view(torch.uint8).numpy().data if whole.numel() else memoryview(b"")
 
 
 def _locked_directory(root: Path) -> tuple[Path, int]:

@@ -28,6 +28,7 @@ class Rank:
     def __init__(self, number: int, events: list[str]) -> None:
         self.name, self.events = f"rank {number}", events
         self.moved = ""  # what has been learned since, for the digest
+        self.fails_at = ""
         self.logprobs = [-1.0, -2.0]
 
     def open_sync(self, backend: str, dtype: str, bucket_bytes: int) -> tuple[int, int]:
@@ -44,12 +45,14 @@ class Rank:
         self.events.append(f"{self.name} begin")
 
     def offer_bucket(self, index: int) -> Mapping[str, int]:
+        if self.fails_at == f"offer {index}":
+            raise RuntimeError(self.fails_at)
         self.events.append(f"{self.name} offer {index}")
         return {"bucket": index}
 
     async def transmit_bucket(self, index: int) -> None:
-        await asyncio.sleep(0)
         self.events.append(f"{self.name} transmit {index}")
+        await asyncio.sleep(0)
 
     def release_bucket(self, index: int) -> None:
         self.events.append(f"{self.name} release {index}")
@@ -58,6 +61,7 @@ class Rank:
         return f"digest of {version}{self.moved}"
 
     def probe(self, token_ids: Sequence[int]) -> list[float]:
+        self.events.append(f"{self.name} probe")
         return self.logprobs
 
 
@@ -68,6 +72,7 @@ class Engine:
         self.received: list[int] = []
         self.loses: int | None = None
         self.dies_in = ""
+        self.pause_s = 0.001
 
     def survive(self, verb: str) -> None:
         if verb == self.dies_in:
@@ -82,7 +87,7 @@ class Engine:
         self.events.append(f"{self.name} begin {version}")
 
     async def receive_weights(self, update_info: Mapping[str, int]) -> None:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(self.pause_s)
         self.survive(f"receive {update_info['bucket']}")
         if update_info["bucket"] != self.loses:
             self.received.append(update_info["bucket"])
@@ -161,15 +166,33 @@ async def test_a_sync_pauses_sends_each_bucket_verifies_and_probes_in_this_order
     fleet = await Fleet().open()
     fleet.events.clear()
     report = await fleet.sync.sync(3)
-    assert fleet.events == [
-        "rank 0 begin",
-        "engine 0 begin 3",
-        *("rank 0 offer 0", "rank 0 transmit 0", "engine 0 receive 0", "rank 0 release 0"),
-        *("rank 0 offer 1", "rank 0 transmit 1", "engine 0 receive 1", "rank 0 release 1"),
-        "engine 0 finish 3",
-        "engine 0 probe",
+    assert [event for event in fleet.events if event.startswith("engine")] == [
+        *("engine 0 begin 3", "engine 0 receive 0", "engine 0 receive 1", "engine 0 finish 3", "engine 0 probe")
+    ]
+    assert [event for event in fleet.events if event.startswith("rank")] == [
+        *("rank 0 begin", "rank 0 offer 0", "rank 0 transmit 0", "rank 0 offer 1", "rank 0 release 0"),
+        *("rank 0 transmit 1", "rank 0 probe", "rank 0 release 1"),
     ]
     assert (report.version, report.digest, report.num_bytes) == (3, "digest of 3", 80)
+    assert set(report.parts) == {"begin", "offer", "transmit", "receive", "finish", "probe"}
+
+
+async def test_the_trainer_prepares_what_comes_next_while_engines_still_load_a_bucket() -> None:
+    fleet = await Fleet().open()
+    fleet.engines[0].pause_s = 0.05
+    await fleet.sync.sync(1)
+    assert fleet.events.index("rank 0 offer 1") < fleet.events.index("engine 0 receive 0")
+    assert fleet.events.index("rank 0 probe") < fleet.events.index("engine 0 receive 1")
+    assert fleet.events.index("rank 0 transmit 1") > fleet.events.index("rank 0 release 0")
+
+
+async def test_a_sync_that_fails_leaves_nobody_receiving() -> None:
+    fleet = await Fleet(num_engines=2).open()
+    fleet.engines[0].pause_s = 0.05
+    fleet.ranks[0].fails_at = "offer 1"
+    with pytest.raises(RuntimeError, match="offer 1"):
+        await fleet.sync.sync(1)
+    assert "engine 0 receive 0" in fleet.events
 
 
 async def test_a_bucket_is_released_only_when_every_engine_has_it() -> None:
@@ -186,7 +209,7 @@ async def test_an_engine_that_lost_a_bucket_is_not_used() -> None:
     fleet.engines[1].loses = 0
     with pytest.raises(WeightSyncError, match="engine 1 received other weights than were sent"):
         await fleet.sync.sync(1)
-    assert not any(event.endswith("probe") for event in fleet.events)
+    assert not any(event.startswith("engine") and event.endswith("probe") for event in fleet.events)
 
 
 @pytest.mark.parametrize("logprobs", [[-1.0, -2.02], [-1.0, float("nan")]])

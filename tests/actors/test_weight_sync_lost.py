@@ -89,7 +89,7 @@ class Engine:
     ("verb", "rounds"),
     [
         ("join_sync", 1),
-        ("begin_sync", 1),
+        ("begin_sync", 2),
         ("offer_bucket", 2),
         ("transmit_bucket", 2),
         ("release_bucket", 2),

@@ -200,6 +200,7 @@ OTHER_RULES = (
     (["ppo.gamma=1.1"], r"^ppo\.gamma \(1\.1\) must lie between 0 and 1"),
     (["ppo.lam=-0.1"], r"^ppo\.lam \(-0\.1\) must lie between 0 and 1"),
     (["ppo.reward.score_clip=-1"], r"^ppo\.reward\.score_clip \(-1\.0\) must lie between 0 and"),
+    (["ppo.ignore_eos=true", "ppo.reward.missing_eos_penalty=1"], r"^ppo\.ignore_eos \(True\) lets no response end"),
     (["ppo.reward.missing_eos_penalty=-1"], r"^ppo\.reward\.missing_eos_penalty \(-1\.0\)"),
     (
         ["ppo.rollouts_per_step=96", "ppo.num_minibatches=7"],

@@ -101,7 +101,10 @@ def change_weights(model: Any) -> None:
 def write_all(directory: Path, model: Any) -> list[BucketFile]:
     parameters = dict(model.named_parameters())
     metas = [TensorMeta.of(name, parameter) for name, parameter in parameters.items()]
-    return [write_bucket(directory, bucket, parameters) for bucket in plan_buckets(metas, max_bytes=60_000)]
+    return [
+        write_bucket(directory, bucket, [(slot.meta.name, parameters[slot.meta.name]) for slot in bucket.slots])
+        for bucket in plan_buckets(metas, max_bytes=60_000)
+    ]
 
 
 async def sync(engine: GenerationEngine, model: Any, version: int) -> SyncReceipt:

@@ -14,8 +14,16 @@ from rlhf_ray.ledger.balance import Balance, balance
 from rlhf_ray.ledger.lanes import lanes
 from rlhf_ray.ledger.spans import Span
 from rlhf_ray.metrics.report import write_report
-from rlhf_ray.metrics.report_ledger import COLORS, accounts_of, coarse, terminal_accounts, throughput_of, verdict_of
-from tests.ledger.made_up import begins, books, ends, run, step
+from rlhf_ray.metrics.report_ledger import (
+    COLORS,
+    accounts_of,
+    coarse,
+    terminal_accounts,
+    throughput_of,
+    verdict_of,
+    work_of,
+)
+from tests.ledger.made_up import begins, books, during, ends, run, step
 from tests.metrics.made_up_report import made_up_report
 
 STORY = run(
@@ -63,6 +71,41 @@ def test_throughput_is_told_per_second_per_worker_and_per_gpu() -> None:
         ["sampled tokens", "6", "3", "6"],
         ["trained tokens", "8", "4", "8"],
     ]
+
+
+def worked(**changes: object) -> Balance:
+    """A trainer that computes 80 operations in 40 s, and a sync of 10 s in which 500 bytes move."""
+    moved = {**step(0.0, 100.0), "sync_bytes": 500.0, "flops": {str(Account.POLICY): 80e9}, **changes}
+    return balance(
+        run(
+            begins("trainer 0", 0.0),
+            books("trainer 0", 0.0, 100.0, (Account.POLICY, 20.0, 60.0)),
+            during(Account.SYNC, 90.0, 100.0),
+            ends("trainer 0", 100.0),
+            moved,
+        )
+    )
+
+
+def test_operations_are_told_by_second_of_their_account_and_bytes_by_second_of_the_sync() -> None:
+    table = work_of(worked())
+    assert table is not None
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["policy update", "40.0", "2 GFLOP/s", ""],
+        ["weight sync", "10.0", "5e-05 MB/s", ""],
+    ]
+    rates = worked().as_json()["throughput"]
+    assert (rates["policy_update_flops_per_second"], rates["sync_bytes_per_second"]) == (2e9, 50.0)
+    assert "policy_update_mfu" not in rates
+
+
+def test_on_a_known_device_they_are_a_share_of_its_rate() -> None:
+    found = worked(device="h100", flops={str(Account.POLICY): 40 * 98.94e12, str(Account.SCORING): 1.0})
+    assert found.as_json()["throughput"]["policy_update_mfu"] == pytest.approx(0.1)
+
+
+def test_a_ledger_without_counted_work_has_no_table_of_it() -> None:
+    assert work_of(balance(STORY)) is None
 
 
 def test_the_terminals_table_fits_100_columns() -> None:
