@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from actors.cluster import cluster, resolve_device
 from actors.fleet import Fleet
 from launch.command import be_quiet, endpoint_key
-from launch.jobs import end_on_sigterm, wanted_cpus
+from launch.jobs import accounted, end_on_sigterm, wanted_cpus
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.suite import load_suite
 from rlhf_ray.data.tasks import build_task
@@ -23,6 +23,8 @@ from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.suites import TABLE, Examination, heldout_suite, read_suites, run_suites, take_up_finished
 from rlhf_ray.suites.examinees import parse_examinees, require_baseline
 from rlhf_ray.suites.results import results_table
+
+STAGE = "suites"  # in the ledger
 
 
 @dataclass(frozen=True)
@@ -37,32 +39,42 @@ class Asked:
 
 
 class FleetOnDemand:
-    """A cluster and its fleet that start when an actor is first wanted: kept answers and endpoints need none."""
+    """A cluster and its fleet that start when an actor is first wanted: kept answers and endpoints need none.
 
-    def __init__(self, config: RunConfig, stack: ExitStack) -> None:
+    From then on actors go from model to model, and a ledger in ``target`` says what they do.
+    """
+
+    def __init__(self, config: RunConfig, target: Path, stack: AsyncExitStack) -> None:
         self._config = config
+        self._target = target
         self._stack = stack
         self._fleet: Fleet | None = None
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[Any]:
-        async with self._started().scope() as scope:
+        fleet = await self._started()
+        async with fleet.scope() as scope:
             yield scope
 
-    def _started(self) -> Fleet:
+    async def _started(self) -> Fleet:
         if self._fleet is None:
+            self._target.mkdir(parents=True, exist_ok=True)
+            ledger = self._stack.enter_context(accounted(self._target))
             self._stack.enter_context(cluster(self._config.cluster, wanted_cpus=wanted_cpus(self._config)))
             end_on_sigterm()
-            self._fleet = Fleet(self._config, resolve_device(self._config.device))
+            ledger.stage(STAGE)
+            self._fleet = Fleet(self._config, resolve_device(self._config.device), ledger)
+            await self._stack.enter_async_context(self._fleet.kept())
         return self._fleet
 
 
 async def evaluate_suites(config: RunConfig, asked: Asked, *, command: str) -> None:
     """Ask what was not asked before, print the table and say where it lies. Nothing of the run is changed."""
     be_quiet()
-    with ExitStack() as stack:
-        store = ArtefactStore(Path(config.output_dir).resolve())
-        context = Context(config, build_task(config.data), FleetOnDemand(config, stack), store, command)
+    store = ArtefactStore(Path(config.output_dir).resolve())
+    target = (asked.output or store.root / "suites").resolve()
+    async with AsyncExitStack() as stack:
+        context = Context(config, build_task(config.data), FleetOnDemand(config, target, stack), store, command)
         there = take_up_finished(context)
         examinees = parse_examinees(asked.models or there)
         if not examinees:
@@ -73,7 +85,7 @@ async def evaluate_suites(config: RunConfig, asked: Asked, *, command: str) -> N
             suites=read_suites(context, configs),
             examinees=tuple(examinees),
             baseline=require_baseline(asked.baseline, examinees),
-            target=(asked.output or store.root / "suites").resolve(),
+            target=target,
             key=endpoint_key(asked.key_env),
         )
         rows = await run_suites(context, exam)

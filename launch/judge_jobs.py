@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from actors import requirements
 from actors.cluster import cluster, resolve_device
 from actors.fleet import Fleet
 from actors.placement import total
 from launch.command import be_quiet
-from launch.jobs import NoFleet, end_on_sigterm, open_store, run_until, wanted_cpus
+from launch.jobs import NoFleet, accounted, end_on_sigterm, open_store, run_until, wanted_cpus
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.tasks import build_task
 from rlhf_ray.errors import ConfigError
@@ -33,9 +33,10 @@ async def judge_comparisons(config: RunConfig, *, command: str) -> None:
     require_store(judge.store, field="judge.store")
     context = _context(config, command)
     check_judge(context)
-    with _started(context):
+    async with _started(context):
         if judge.kind == "model" and not judge.path:
             await run_stages(context, "sft")
+        context.ledger.stage("judge")
         with open_preferences(judge.store) as store:
             await judge_items(context, store, store.items())
     print(f"Judgements: {judge.store}\nQuestions and answers: {judge_directory(context)}", flush=True)
@@ -46,8 +47,9 @@ async def revise_responses(config: RunConfig, *, command: str) -> None:
     context = _context(config, command)
     check_revision(context)
     check_judge(context)
-    with _started(context, always=True):
+    async with _started(context, always=True):
         await run_stages(context, "sft")
+        context.ledger.stage("revision")
         made = await make_revisions(context)
     print(f"{made['revised']} of {made['prompts']} responses revised: {made['steps']}", flush=True)
     print(f"Demonstrations, for sft.demonstrations: {made['demonstrations']}", flush=True)
@@ -58,16 +60,18 @@ def _context(config: RunConfig, command: str) -> Context:
     return Context(config, build_task(config.data), NoFleet(), open_store(config), command)
 
 
-@contextmanager
-def _started(context: Context, *, always: bool = False) -> Iterator[None]:
-    """A cluster and a fleet for the context, where its judge is served or ``always``."""
+@asynccontextmanager
+async def _started(context: Context, *, always: bool = False) -> AsyncIterator[None]:
+    """A cluster, a fleet and a ledger for the context, where its judge is served or ``always``."""
     config = context.config
     if config.judge.kind != "model" and not always:
         yield
         return
     trains = always or not config.judge.path
     cpus = wanted_cpus(config) if trains else total(requirements.generators(config, "cpu"))[0]
-    with cluster(config.cluster, wanted_cpus=cpus):
+    with accounted(context.store.root) as ledger, cluster(config.cluster, wanted_cpus=cpus):
         end_on_sigterm()
-        context.fleet = Fleet(config, resolve_device(config.device))
-        yield
+        fleet = Fleet(config, resolve_device(config.device), ledger)
+        context.fleet, context.ledger = fleet, ledger
+        async with fleet.kept():
+            yield

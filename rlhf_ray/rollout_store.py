@@ -3,7 +3,8 @@
     step_000012/
       step.json                  step, KL coefficient, baselines, what was trained on; ids and scores by shard
       shard_00000.safetensors    the arrays of one shard, end to end; lengths tell the rollouts apart
-      files.json                 size and checksum of the others: a directory without it is not there
+      files.json                 size and checksum of those above: a directory without it is not there
+      experience_*.safetensors   what the trainer made of it, where it has been trained on (experience_store.py)
 
 What is read has the bits of what was written. Numbers that JSON lacks are the strings "nan", "inf" and "-inf".
 """

@@ -87,6 +87,7 @@ class PpoCase:
     baselines: Mapping[str, float] = field(default_factory=dict)
     step_rewards: Mapping[int, StepRewards] = field(default_factory=dict)
     reference_path: str = ""
+    saved_steps: str = ""
 
     @property
     def spec(self) -> PpoSpec:
@@ -98,6 +99,7 @@ class PpoCase:
             training=self.training,
             ppo=self.ppo,
             reference_path=self.reference_path,
+            saved_steps=self.saved_steps,
         )
 
     @property

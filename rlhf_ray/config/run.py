@@ -196,8 +196,12 @@ class RunConfig:
 
     def _require_alarms_can_act(self) -> None:
         """What an alarm is to do must be possible in this run."""
-        saves = self.ppo.checkpoint_every > 0 or self.checkpoints.every_minutes > 0
+        has_ppo = "ppo" in self.methods or not self.dpo_is_online  # online DPO saves whenever it is asked to
+        saves = not has_ppo or self.ppo.checkpoint_every > 0 or self.checkpoints.every_minutes > 0
+        of_ppo = "is of PPO alone, and the run trains by online DPO", "use warn, save or pause"
         rules: tuple[tuple[Action, bool, str, str], ...] = (
+            ("raise_kl", has_ppo, *of_ppo),
+            ("stop_keep_best", has_ppo, *of_ppo),
             ("save", saves, "needs saved states, and the run saves none", "set ppo.checkpoint_every"),
             (
                 "stop_keep_best",

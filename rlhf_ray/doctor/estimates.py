@@ -58,5 +58,5 @@ def disk_bytes(config: RunConfig, shape: ModelShape) -> dict[str, float]:
             trainable = adapters if training.lora.enabled else parameters
             s = model_states(parameters, trainable=trainable, ranks=1, dtype=training.dtype, zero_stage=0)
             states += KEPT_STATES * (s.weights + s.optimizer)
-    rollouts = ppo.num_steps * ppo.rollouts_per_step * config.model.max_length * 12.0 if ppo.save_rollouts else 0.0
+    rollouts = ppo.num_steps * ppo.rollouts_per_step * config.model.max_length * 24.0 if ppo.save_rollouts else 0.0
     return {"models": float(models), "states": states, "rollouts": rollouts}

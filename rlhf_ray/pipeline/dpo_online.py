@@ -27,10 +27,11 @@ from rlhf_ray.pipeline.dpo import dpo_spec, preference_works, with_reference
 from rlhf_ray.pipeline.evaluation import HeldOut, heldout_metrics, start_rewards, total_score
 from rlhf_ray.pipeline.ppo import SampledPrompts, probe_text, training_prompts
 from rlhf_ray.pipeline.ppo_run import NoProgress
-from rlhf_ray.pipeline.resuming import TRAINER
+from rlhf_ray.pipeline.resuming import ALARMS, TRAINER
 from rlhf_ray.pipeline.sampling import requests_for, sample, scored
 from rlhf_ray.pipeline.sft import policy_path, start_path
 from rlhf_ray.pipeline.text import TextTools
+from rlhf_ray.pipeline.watching import Watch
 from rlhf_ray.records import Prompt, Ranking, Rollout, SamplingSettings, Score, TextPrompt
 from rlhf_ray.roles import RewardModel, WeightSync
 from rlhf_ray.selection import require_scored
@@ -63,6 +64,7 @@ async def train_dpo_online(context: Context) -> dict[str, Any]:
         "prompts": len(prompts),
         "too_long": too_long,
         "responses": loop.num_responses,
+        "alarms": loop.watch.count,
         "last_step": last,
     }
 
@@ -110,11 +112,19 @@ class OnlineDpo:
         self.evaluations_done = -1  # before the first step is the first of them
         self.checkpoints = Checkpoints(context.directory("dpo") / "state")
         ppo = context.config.ppo
-        self.heldout = HeldOut.of(context, ppo.eval_prompts, ppo.max_response_tokens, self.config.online.temperature)
+        self.heldout = HeldOut.of(
+            context,
+            ppo.eval_prompts,
+            ppo.max_response_tokens,
+            self.config.online.temperature,
+            samples=ppo.eval_responses,
+        )
+        self.watch = Watch.of_dpo(context, self.heldout)
 
     async def run(self) -> dict[str, float]:
         """Run rounds until ``dpo.online.num_steps`` steps are done; return the last of every metric."""
         resumed = await self.resume()
+        self.watch.begin(resumed)
         directory, logging = self.context.directory("dpo"), quiet(self.context.config.logging)
         last: dict[str, float] = {}
         with (
@@ -122,23 +132,32 @@ class OnlineDpo:
             progress("Online DPO", self.config.online.num_steps, "step") as bar,
         ):
             bar.advance(self.steps_done)
+            await self.wait_for_person()
             while self.steps_done < self.config.online.num_steps:
                 version = await self.sync_weights()
                 heldout = await self.evaluated()
                 answers = await self.sample(version)
                 rankings = self.ranked(answers)
                 measured = {**heldout, **summarise(answers, self.config.online.responses_per_prompt, version)}
+                actions = self.watch.heed(self.steps_done + 1, measured)  # also where the round then ranks nothing
                 for batch in self.batches(await self.referenced(rankings)):
-                    trained = await self.roles.trainer.update(preference_works(self.context, batch))
+                    trained = (await self.roles.trainer.update(preference_works(self.context, batch))).means()
                     self.steps_done += 1
-                    metrics = {**measured, **trained.means()}
+                    actions |= self.watch.heed(self.steps_done, trained)
+                    metrics = {**measured, **trained}
                     log.log(self.steps_done, metrics)
                     bar.advance()
                     bar.note(f"loss {metrics['dpo/loss']:.3f}, score {metrics['dpo/score_mean']:.2f}")
                     last |= metrics
                 self.rounds_done += 1
-                await self.save()
+                await self.save(asked=not actions.isdisjoint(("save", "pause")))
+                await self.wait_for_person()
         return last
+
+    async def wait_for_person(self) -> None:
+        """Where an alarm has paused the run: until somebody has looked."""
+        if self.watch.waiting:
+            await self.watch.answered(self.steps_done, lambda: self.context.stop.asked)
 
     async def sync_weights(self) -> int:
         """Give the generators the trainer's weights; their version counts the rounds from 1."""
@@ -150,10 +169,9 @@ class OnlineDpo:
         if due == self.evaluations_done:
             return {}
         self.evaluations_done = due
-        roles = self.roles
-        return heldout_metrics(
-            await self.heldout.answers(self.scope, roles.generator, roles.reference, roles.reward_model, NoProgress())
-        )
+        roles, bar = self.roles, NoProgress()
+        responses = await self.heldout.answers(self.scope, roles.generator, roles.reference, roles.reward_model, bar)
+        return {**heldout_metrics(responses), **await self.watch.examined(responses, self.scope, roles, bar)}
 
     async def sample(self, version: int) -> list[Answer]:
         """The policy's own answers to the next prompts, scored, in the order of the prompts.
@@ -220,10 +238,11 @@ class OnlineDpo:
                 self.steps_done += 1
 
     # ---------------------------------------------------------------------------------------------------------- state
-    async def save(self) -> None:
-        """Keep the whole state at every ``dpo.online.checkpoint_every`` rounds, the last one aside."""
+    async def save(self, *, asked: bool = False) -> None:
+        """Keep the whole state at every ``dpo.online.checkpoint_every`` rounds or where ``asked``, but for the last."""
         every = self.config.online.checkpoint_every
-        if not every or self.rounds_done % every or self.steps_done >= self.config.online.num_steps:
+        due = asked or (every > 0 and self.rounds_done % every == 0)
+        if not due or self.steps_done >= self.config.online.num_steps:
             return
 
         async def write(directory: Path) -> None:
@@ -234,6 +253,7 @@ class OnlineDpo:
             "num_responses": self.num_responses,
             "evaluations_done": self.evaluations_done,
             "prompts": dict(self.prompts.state()),
+            ALARMS: self.watch.state(),
         }
         saved = await self.checkpoints.save(self.steps_done, state, write)
         self.roles.trainer.checkpointed(str(saved.directory), TRAINER, self.steps_done)
@@ -251,6 +271,7 @@ class OnlineDpo:
         self.num_responses = int(saved.driver["num_responses"])
         self.evaluations_done = int(saved.driver["evaluations_done"])
         self.prompts.restore(saved.driver["prompts"])
+        self.watch.restore(saved.driver.get(ALARMS, {}))
         await self.roles.trainer.load_state(str(saved.directory), TRAINER)
         self.roles.trainer.resumed(saved.step)
         return saved.step

@@ -134,8 +134,11 @@ def ppo_spec(context: Context) -> PpoSpec:
 
 async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequence[Prompt]) -> Roles:
     """Start the five roles together; each loads while the others do."""
+    spec = ppo_spec(context)
+    if context.config.ppo.save_rollouts:
+        spec = replace(spec, saved_steps=str(context.directory("ppo") / ROLLOUTS))
     trainer, generator, reference, reward_model = await asyncio.gather(
-        scope.ppo_trainer(ppo_spec(context), demonstrations=pretraining_mix(context, tools)),
+        scope.ppo_trainer(spec, demonstrations=pretraining_mix(context, tools)),
         scope.generators(str(start_path(context))),
         scope.reference(str(policy_path(context))),
         start_rewards(context, scope),

@@ -1,4 +1,4 @@
-"""Alarms in a PPO stage: fed after every step and every evaluation, told, kept, and heeded.
+"""Alarms in a stage of PPO or online DPO: fed after every step and every evaluation, told, kept, and heeded.
 
 A person answers a pause by laying a file into the stage's directory (``rlhf-ray resume-paused RUN``).
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rlhf_ray.config.alarms import Action, AlarmsConfig
-from rlhf_ray.driver import Driver, Roles
+from rlhf_ray.config.alarms import CHANGES_TRAINING, Action, AlarmsConfig
+from rlhf_ray.driver import Driver
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hacking.alarms import AlarmBoard
 from rlhf_ray.hacking.evidence import Evaluated, Known, samples_of
@@ -23,9 +24,24 @@ from rlhf_ray.metrics.progress import ProgressReport
 from rlhf_ray.pipeline.context import Context, Scope
 from rlhf_ray.pipeline.evaluation import HeldOut
 from rlhf_ray.pipeline.probing import Probes, known_to
+from rlhf_ray.roles import Generator, Reference, RewardModel
 
 PAUSED_FILE = "paused.json"  # there while the run waits
 GO_ON_FILE = "resume_paused"  # laid by the person who has looked
+WATCHED = ("ppo", "dpo")  # stages
+
+
+class Asked(Protocol):
+    """The roles that an evaluation asks."""
+
+    @property
+    def generator(self) -> Generator: ...
+
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def reward_model(self) -> RewardModel: ...
 
 
 class Watch:
@@ -47,10 +63,25 @@ class Watch:
 
     @classmethod
     def of(cls, context: Context, heldout: HeldOut | None) -> Watch:
-        watch = cls(context.config.alarms, context.directory("ppo"), context.config.ppo.num_steps)
+        """That of PPO."""
+        return cls(context.config.alarms, context.directory("ppo"), context.config.ppo.num_steps)._on(context, heldout)
+
+    @classmethod
+    def of_dpo(cls, context: Context, heldout: HeldOut) -> Watch:
+        """That of online DPO, which has no KL coefficient and no best state: rules that would change it warn."""
+        config = context.config.alarms
+        rules = {
+            name: replace(rule, action="warn") if rule.action in CHANGES_TRAINING else rule
+            for name, rule in config.rules.items()
+        }
+        watch = cls(replace(config, rules=rules), context.directory("dpo"), context.config.dpo.online.num_steps)
+        return watch._on(context, heldout)
+
+    def _on(self, context: Context, heldout: HeldOut | None) -> Watch:
+        """The same, asking around ``heldout`` what the detectors need."""
         if heldout is not None and context.config.alarms.enabled:
-            watch._probes, watch._known = Probes.of(context, heldout), known_to(context)
-        return watch
+            self._probes, self._known = Probes.of(context, heldout), known_to(context)
+        return self
 
     def begin(self, resumed_step: int | None) -> None:
         """Open the file of alarms; call it once the state is restored."""
@@ -64,7 +95,7 @@ class Watch:
         return self._stopped_of >= self._num_steps
 
     async def examined(
-        self, responses: Sequence[GradedResponse], scope: Scope, roles: Roles, bar: ProgressReport
+        self, responses: Sequence[GradedResponse], scope: Scope, roles: Asked, bar: ProgressReport
     ) -> dict[str, float]:
         """Ask what the detectors need beside the held-out ``responses``; what they find, by metric."""
         if self._probes is None:
@@ -80,14 +111,14 @@ class Watch:
         self._past, self._evaluated = self._past.with_(evaluated), evaluated
         return metrics
 
-    def heed(self, step: int, metrics: Mapping[str, float], driver: Driver) -> frozenset[Action]:
-        """Tell every rule of the step; raise the driver's KL coefficient where one asks for it.
+    def heed(self, step: int, metrics: Mapping[str, float], driver: Driver | None = None) -> frozenset[Action]:
+        """Tell every rule of the step; raise the KL coefficient of PPO's driver where one asks for it.
 
         What else is asked for is returned: the state that is saved next knows of it.
         """
         alarms = self._raised(step, metrics)
         actions = frozenset(alarm.action for alarm in alarms)
-        if "raise_kl" in actions:
+        if "raise_kl" in actions and driver is not None:
             before = driver.kl_controller.coef
             driver.kl_controller = driver.kl_controller.raised(
                 factor=self._config.kl_factor, limit=self._config.max_kl_coef
@@ -156,12 +187,10 @@ class Watch:
 
 def resume_paused(run: Path) -> str:
     """Tell a paused run that it may go on; what it was paused by. ConfigError for one that is not paused."""
-    stage = run / "ppo"
-    try:
-        paused = json.loads((stage / PAUSED_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "RUN_DIR", str(run), "is not paused by an alarm", "give the output_dir of a run that says PAUSED"
-        ) from None
+    stage = next((run / name for name in WATCHED if (run / name / PAUSED_FILE).is_file()), None)
+    if stage is None:
+        rule = "is not paused by an alarm"
+        raise ConfigError("RUN_DIR", str(run), rule, "give the output_dir of a run that says PAUSED")
+    paused = json.loads((stage / PAUSED_FILE).read_text(encoding="utf-8"))
     (stage / GO_ON_FILE).touch()
     return f"after step {paused['step']} by {', '.join(paused['alarms'])}"

@@ -33,12 +33,14 @@ from rlhf_ray.engines.randomness import load_random_state, save_random_state
 from rlhf_ray.engines.ranks import RankInfo
 from rlhf_ray.engines.training import TrainingEngine, all_reduce_sum, sharded_loading
 from rlhf_ray.errors import ContractError, NumericsError
+from rlhf_ray.experience_store import write_experience
 from rlhf_ray.ledger.accounts import Account
 from rlhf_ray.ledger.booking import booked
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import ReferenceBlock, Rollout
+from rlhf_ray.rollout_store import step_directory
 from rlhf_ray.stages.ppo_advantages import Minibatches, with_advantages
-from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, Row, rows_of
+from rlhf_ray.stages.ppo_experience import Experience, ExperienceMaker, Row, rows_of, saved_experiences
 from rlhf_ray.stages.ppo_failure import Attempt, Findings, largest, not_finite, read_attempt, write_attempt
 from rlhf_ray.stages.ppo_plan import PpoMinibatch, PpoWork
 from rlhf_ray.stages.probe import text_logprobs
@@ -68,6 +70,7 @@ class PpoSpec:
     training: TrainingConfig
     ppo: PpoConfig
     reference_path: str = ""  # what the frozen reference serves, where that is a server of its own
+    saved_steps: str = ""  # the directory of the run's saved steps, where their experience is to be kept too
 
     def build(self, info: RankInfo) -> PpoLearner:
         updates = self.ppo.num_epochs * self.ppo.num_minibatches  # of a step
@@ -86,6 +89,7 @@ class PpoSpec:
             critic=self._critic(info, updates) if self.ppo.has_critic else None,
             config=self.ppo,
             starts_as_reference=self.reference_path == self.policy_path or self.training.lora.enabled,
+            saved_steps=self.saved_steps,
         )
 
     def _critic(self, info: RankInfo, updates: int) -> TrainingEngine:
@@ -110,12 +114,14 @@ class PpoLearner:
         critic: TrainingEngine | None,
         config: PpoConfig,
         starts_as_reference: bool = False,
+        saved_steps: str = "",
     ) -> None:
         self.policy = policy
         self.critic = critic
         self.config = config
         self.device = policy.info.torch_device
         self._starts_as_reference = starts_as_reference
+        self._saved_steps = saved_steps
         self._attempt = Attempt()  # what is being done; after a failure, what failed
         self._first_kl_limit = config.contracts.first_kl_limit(policy.config.dtype)
 
@@ -131,6 +137,7 @@ class PpoLearner:
         metrics, self._attempt = MetricSums(), Attempt()
         try:
             experiences = self._checked(self._made(work, rows_of(blocks), metrics), work, metrics)
+            self._keep(experiences, work.step)
             first = True
             for number, epoch in enumerate(work.epochs):
                 for index in epoch:
@@ -160,6 +167,13 @@ class PpoLearner:
         self._require_finite(experiences)
         self._require_reference(work.step, metrics)
         return with_advantages(experiences, work, self.config, metrics)
+
+    @booked(Account.CHECKPOINT)
+    def _keep(self, experiences: Minibatches, step: int) -> None:
+        """Write this rank's experience beside the saved step, where the run saves steps."""
+        if self._saved_steps:
+            made = saved_experiences(experiences, has_values=self.critic is not None)
+            write_experience(step_directory(Path(self._saved_steps), step), self.policy.info.rank, made)
 
     def _try(self, attempt: Attempt, work: PpoWork, metrics: MetricSums) -> None:
         """One model's update on one minibatch."""

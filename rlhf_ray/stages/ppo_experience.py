@@ -19,6 +19,7 @@ from rlhf_ray.config.ppo import PpoConfig
 from rlhf_ray.data.collate import TokenBatch, collate, response_sequence, sampled_logprobs, spread
 from rlhf_ray.engines.models import adapters_off
 from rlhf_ray.engines.training import TrainingEngine
+from rlhf_ray.experience_store import SavedExperience
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.records import AdaptersOff, FloatArray, ReferenceBlock, Rollout
 from rlhf_ray.stages.ppo_plan import PpoWork
@@ -60,6 +61,26 @@ def rows_of(blocks: Sequence[Sequence[Rollout] | ReferenceBlock]) -> dict[int, R
             pairs = zip(rollouts, cast(Sequence[FloatArray], references), strict=True)
             rows |= {r.order: Row(r, reference) for r, reference in pairs}
     return rows
+
+
+def saved_experiences(minibatches: Sequence[Sequence[Experience]], *, has_values: bool) -> dict[int, SavedExperience]:
+    """What is kept of a rank's experience, by order: the sampled tokens' numbers in float32."""
+
+    def sampled(experience: Experience, row: int, values: Tensor) -> FloatArray:
+        array: FloatArray = values[row][experience.batch.mask[row]].float().cpu().numpy()
+        return array
+
+    return {
+        order: SavedExperience(
+            old_logprobs=sampled(e, row, e.old_logprobs),
+            ref_logprobs=sampled(e, row, e.ref_logprobs),
+            advantages=sampled(e, row, e.advantages),
+            values=sampled(e, row, e.values) if has_values else None,
+        )
+        for minibatch in minibatches
+        for e in minibatch
+        for row, order in enumerate(e.orders)
+    }
 
 
 class ExperienceMaker:

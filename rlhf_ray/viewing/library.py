@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlhf_ray.data.jsonl import read_jsonl, whole_letters
 from rlhf_ray.errors import DataError
+from rlhf_ray.experience_store import SavedExperience, read_experience
 from rlhf_ray.records import Score
 from rlhf_ray.rollout_store import KINDS_FILE, MANIFEST, ROLLOUTS, SavedShard, SavedStep, step_directory
 from rlhf_ray.viewing.rollout_index import Progress, RolloutIndex, reference_of, signature
@@ -127,12 +128,28 @@ class Library:
             raise DataError(f"{step.directory}: has changed since it was indexed; load the page again")
         shard = step.shard(row.shard)
         rollout = shard.rollouts[row.place]
-        trained = step.record.trained.get(rollout.order)
-        return Saved(rollout, reference_of(shard, row.place), _score(shard, row.place), trained, step.record.kl_coef)
+        experience, problem = _experience(step.directory, rollout.order)
+        return Saved(
+            rollout,
+            reference_of(shard, row.place),
+            _score(shard, row.place),
+            trained=step.record.trained.get(rollout.order),
+            kl_coef=step.record.kl_coef,
+            experience=experience,
+            problem=problem,
+        )
 
 
 def _score(shard: SavedShard, place: int) -> Score | None:
     return shard.scores[place] if place < len(shard.scores) else None
+
+
+def _experience(step: Path, order: int) -> tuple[SavedExperience | None, str]:
+    """What a rollout was worth to the trainer, and what is wrong with the file that should say so."""
+    try:
+        return read_experience(step, order), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def _place(root: Path, cache: Path | None) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_ray.experience_store import SavedExperience
 from rlhf_ray.metrics.sinks import format_number
 from rlhf_ray.records import FloatArray, Rollout, Score
 from rlhf_ray.viewing.words import Piece
@@ -15,13 +16,18 @@ from rlhf_ray.viewing.words import Piece
 
 @dataclass(frozen=True)
 class Saved:
-    """A rollout with what was said of it. ``trained`` is the score that was trained on; None where it was left out."""
+    """A rollout with what was said of it. ``trained`` is the score that was trained on; None where it was left out.
+
+    ``experience`` is what the trainer made of it, where that was kept; ``problem`` says why it cannot be read.
+    """
 
     rollout: Rollout
     reference: FloatArray | None  # [R]
     score: Score | None
     trained: Score | None
     kl_coef: float
+    experience: SavedExperience | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Signal:
 
 
 def log_ratio(saved: Saved) -> FloatArray | None:
+    """By the trainer, which is what it is trained on; where that was not kept, by the engine that sampled."""
+    if saved.experience is not None:
+        own: FloatArray = saved.experience.old_logprobs - saved.experience.ref_logprobs
+        return own
     if saved.reference is None:
         return None
     ratio: FloatArray = saved.rollout.rollout_logprobs - saved.reference
@@ -47,6 +57,21 @@ def kl_k3(saved: Saved) -> FloatArray | None:
     """Per token r - 1 - log r with r = reference / policy: never negative, its mean is the KL (Schulman 2020)."""
     ratio = log_ratio(saved)
     return None if ratio is None else np.expm1(np.clip(-ratio, -60, 60)) + ratio
+
+
+def critic_value(saved: Saved) -> FloatArray | None:
+    return None if saved.experience is None else saved.experience.values
+
+
+def advantage(saved: Saved) -> FloatArray | None:
+    return None if saved.experience is None else saved.experience.advantages
+
+
+def engine_difference(saved: Saved) -> FloatArray | None:
+    if saved.experience is None:
+        return None
+    difference: FloatArray = saved.experience.old_logprobs - saved.rollout.rollout_logprobs
+    return difference
 
 
 def surprise(saved: Saved) -> FloatArray | None:
@@ -96,12 +121,38 @@ SIGNALS = (
         kl_k3,
     ),
     Signal(
+        "value",
+        "Value",
+        "What the critic expected from here on, before the token was sampled.",
+        "reward",
+        (0.1, 0.25, 0.5, 1.0, 2.0),
+        critic_value,
+    ),
+    Signal(
+        "advantage",
+        "Advantage",
+        "How much better than expected the token was, as it was trained on (whitened over the step where the run does "
+        "so): above 0 it is made likelier.",
+        "",
+        (0.25, 0.5, 1.0, 1.5, 2.5),
+        advantage,
+    ),
+    Signal(
         "surprise",
         "Surprise",
         "-log policy of the sampled token under the engine's weights: how unlikely it was.",
         "nats",
         (0.1, 0.5, 1.0, 2.0, 4.0),
         surprise,
+    ),
+    Signal(
+        "engine",
+        "Trainer - engine",
+        "The log-probability by the trainer before the step's first update, less the engine's when it sampled: 0 but "
+        "for rounding where both held the same weights.",
+        "nats",
+        (0.001, 0.01, 0.05, 0.2, 1.0),
+        engine_difference,
     ),
     Signal(
         "penalty",
@@ -128,9 +179,10 @@ SIGNALS = (
         age,
     ),
 )
-NOT_SAVED = (
-    "Values and advantages are not here: a step is saved as it was sampled, before the critic sees it. "
-    "`rlhf-ray replay` computes them again."
+MEANS = ("value", "advantage")  # of several tokens in one piece; others add up
+NOT_KEPT = (
+    "Values, advantages and the trainer's log-probabilities are not here: the rollout was not trained on (yet), or the "
+    "run is of an earlier version."
 )
 
 
@@ -162,12 +214,18 @@ def level(value: float, edges: Sequence[float]) -> int:
     return reached if value >= 0 else -reached
 
 
+def of_piece(piece: Piece, values: FloatArray, key: str) -> float:
+    """A piece's number: the sum of its tokens', or their mean for what does not add up."""
+    own = values[piece.start : piece.end]
+    return float(np.mean(own) if key in MEANS else np.sum(own))
+
+
 def coloured(pieces: Sequence[Piece], values: FloatArray, signal: Signal) -> list[Token]:
-    """The pieces in colour; one of several tokens has the sum of theirs."""
+    """The pieces in colour."""
     made = []
     for piece in pieces:
-        value = float(np.sum(values[piece.start : piece.end]))
-        said = f"{format_number(value)} {signal.unit}"
+        value = of_piece(piece, values, signal.key)
+        said = f"{format_number(value)} {signal.unit}".strip()
         made.append(Token(piece.text, level(value, signal.edges), said, piece.is_special))
     return made
 
@@ -175,6 +233,6 @@ def coloured(pieces: Sequence[Piece], values: FloatArray, signal: Signal) -> lis
 def table(pieces: Sequence[Piece], signals: Mapping[str, FloatArray]) -> list[tuple[str, list[str]]]:
     """Every piece with all of its numbers, for those who read rather than look."""
     return [
-        (piece.text, [format_number(float(np.sum(values[piece.start : piece.end]))) for values in signals.values()])
+        (piece.text, [format_number(of_piece(piece, values, key)) for key, values in signals.items()])
         for piece in pieces
     ]

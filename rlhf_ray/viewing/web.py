@@ -25,7 +25,7 @@ from rlhf_ray.viewing.library import Library
 from rlhf_ray.viewing.overview import overview
 from rlhf_ray.viewing.rollout_query import Query, Row, ask, facets, find, stages
 from rlhf_ray.viewing.run import Run
-from rlhf_ray.viewing.signals import NOT_SAVED, SIGNALS, coloured, signals_of, table
+from rlhf_ray.viewing.signals import NOT_KEPT, SIGNALS, coloured, signals_of, table
 from rlhf_ray.web.pages import environment, static_routes
 from rlhf_ray.web.protection import SecureHeaders
 
@@ -165,7 +165,7 @@ class Pages:
             "tokens": coloured(pieces, values[signal.key], signal),
             "columns": [each.title for each in SIGNALS if each.key in values],
             "table": table(pieces, values),
-            "not_saved": NOT_SAVED,
+            "not_kept": saved.problem or ("" if saved.experience else NOT_KEPT),
             "has_words": library.words.is_there,
         }
         return self._page(request, "rollout.html", context)

@@ -48,6 +48,10 @@ WRONG = (
         r"^alarms\.rules\.style\.action .* keeps the best of .*; set .*best_metric=gold/heldout_mean",
     ),
     (["alarms.rules.style.action=raise_kl", "ppo.kl.coef=0"], r"^alarms\.rules\.style\.action .* which is 0"),
+    (
+        ["alarms.rules.style.action=raise_kl", "methods=[dpo]", "dpo.online.num_steps=1"],
+        r"^alarms\.rules\.style\.action \('raise_kl'\) is of PPO alone, .* by online DPO; use warn, save or pause",
+    ),
 )
 
 

@@ -83,7 +83,7 @@ def test_the_disk_holds_three_states_and_one_model_a_stage() -> None:
     assert parts["states"] == 3 * (4 + 8) * (shape.parameters + shape.scalar_parameters)
     assert parts["models"] == 4 * (3 * shape.parameters + shape.scalar_parameters)  # built, SFT, PPO; reward model
     assert disk_bytes(run_of("ppo.checkpoint_every=0"), shape)["states"] == 0
-    assert disk_bytes(run_of("ppo.save_rollouts=true"), shape)["rollouts"] == 12 * 128 * 128 * 12
+    assert disk_bytes(run_of("ppo.save_rollouts=true"), shape)["rollouts"] == 12 * 128 * 128 * 24
 
 
 def test_each_role_of_ppo_is_counted() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from launch import evaluate_jobs
 from launch.cli import app
+from launch.evaluate_jobs import FleetOnDemand
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.ledger.record import RunLedger
 from tests.rewards.service import Reply, running
 
 SUITE = "kind: questions\nsource: q.jsonl\ngrader: contains\nname: capitals\n"
@@ -58,3 +65,44 @@ def test_what_cannot_be_is_an_error_at_the_door(run: Path, arguments: list[str],
     done = evaluate(run, *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.output
+
+
+async def test_models_that_follow_each_other_find_the_actors_that_the_first_one_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def cluster(*_: object, **__: object) -> Iterator[None]:
+        events.append("cluster")
+        yield
+        events.append("no cluster")
+
+    class Fleet:
+        def __init__(self, config: RunConfig, device: str, ledger: RunLedger) -> None:
+            ledger.begins("generator 0", "generator")
+
+        @asynccontextmanager
+        async def kept(self) -> AsyncIterator[None]:
+            events.append("kept")
+            yield
+            events.append("not kept")
+
+        @asynccontextmanager
+        async def scope(self) -> AsyncIterator[Any]:
+            events.append("scope")
+            yield self
+
+    monkeypatch.setattr(evaluate_jobs, "cluster", cluster)
+    monkeypatch.setattr(evaluate_jobs, "Fleet", Fleet)
+    monkeypatch.setattr(evaluate_jobs, "end_on_sigterm", lambda: None)
+    monkeypatch.setattr(evaluate_jobs, "resolve_device", lambda device: "cpu")
+    async with AsyncExitStack() as stack:
+        fleet = FleetOnDemand(RunConfig(), tmp_path / "suites", stack)
+        assert events == []
+        for _ in range(2):
+            async with fleet.scope():
+                pass
+    assert events == ["cluster", "kept", "scope", "scope", "not kept", "no cluster"]
+    assert '"worker": "generator 0"' in (tmp_path / "suites" / "ledger.jsonl").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["suites"]  # nothing of the run is changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_ray.config.alarms import AlarmRule, AlarmsConfig
 from rlhf_ray.config.dpo import DpoConfig, OnlineDpoConfig
 from rlhf_ray.config.logging import LoggingConfig
 from rlhf_ray.config.model import ModelConfig
@@ -22,10 +24,12 @@ from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.chat import set_chat_template
 from rlhf_ray.data.collate import TokenSequence
 from rlhf_ray.errors import RewardError, WeightSyncError
+from rlhf_ray.hacking.log import ALARMS_FILE, read_alarms
 from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline.artefacts import Artefact
 from rlhf_ray.pipeline.context import Context
 from rlhf_ray.pipeline.dpo_online import require_version, summarise, train_dpo_online
+from rlhf_ray.pipeline.watching import PAUSED_FILE, resume_paused
 from rlhf_ray.records import GenerationRequest, Rollout, RolloutSummary, SamplingSettings, Score
 from rlhf_ray.roles import RolloutShard, SyncReport
 from rlhf_ray.stages.work import PreferenceWork
@@ -96,6 +100,9 @@ class World:
     async def fetch(self, ref: Any) -> Any:
         return ref
 
+    async def put(self, block: Any) -> Any:
+        return block
+
     async def score(self, shard: RolloutShard) -> tuple[Score, ...]:
         return tuple(self._scored(summary) for summary in shard.summaries)
 
@@ -139,7 +146,9 @@ def world() -> World:
     return World()
 
 
-def context_for(root: Path, tokenizer: PreTrainedTokenizerFast, world: World, **dpo: Any) -> Context:
+def context_for(
+    root: Path, tokenizer: PreTrainedTokenizerFast, world: World, rule: AlarmRule | None = None, **dpo: Any
+) -> Context:
     set_chat_template(tokenizer, "compact")
     tokenizer.save_pretrained(root / "chat")
     task = FakeTask()
@@ -151,6 +160,7 @@ def context_for(root: Path, tokenizer: PreTrainedTokenizerFast, world: World, **
         ppo=PpoConfig(max_response_tokens=12, eval_prompts=1),
         dpo=DpoConfig(**({"batch_size": 2, "online": OnlineDpoConfig(num_steps=3, every=2)} | dpo)),
         logging=LoggingConfig(tensorboard=False),
+        alarms=AlarmsConfig(rules={"mine": rule} if rule else {}, pause_poll_s=0.001),
     )
     context = make_context(root / "run", config, task)
     context.fleet = world
@@ -257,6 +267,84 @@ async def test_answers_that_are_all_alike_teach_nothing_and_the_run_still_ends(
     results = await train_dpo_online(context_for(tmp_path, tokenizer, world))
     assert (results["steps"], world.works) == (3, [])
     assert capsys.readouterr().out.count("ranks nothing") == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- alarms
+SIX = OnlineDpoConfig(num_steps=6, every=2, checkpoint_every=1)
+
+
+def alarms_in(context: Context) -> list[tuple[int, str]]:
+    return [(alarm.step, alarm.action) for alarm in read_alarms(context.directory("dpo") / ALARMS_FILE)]
+
+
+async def test_held_out_answers_and_steps_are_watched_each_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, world: World
+) -> None:
+    always = AlarmRule("gold/heldout_mean", limit=-1.0, again_after=1)
+    context = context_for(tmp_path / "answers", tokenizer, world, always, online=SIX, eval_every=2)
+    results = await train_dpo_online(context)
+    assert alarms_in(context) == [(1, "warn"), (3, "warn"), (5, "warn")]
+    assert results["alarms"] == 3
+    rows = [json.loads(line) for line in (context.directory("dpo") / "metrics.jsonl").read_text().splitlines()]
+    assert all("hacking/common_answer" in row for row in rows)
+    of_steps = context_for(tmp_path / "steps", tokenizer, World(), replace(always, metric="dpo/loss"), online=SIX)
+    await train_dpo_online(of_steps)
+    assert [step for step, _ in alarms_in(of_steps)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_run_that_goes_on_has_the_alarms_of_one_that_was_not_cut(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, world: World
+) -> None:
+    rule = AlarmRule("gold/heldout_mean", limit=-1.0, patience=2, again_after=1)
+    whole = context_for(tmp_path / "whole", tokenizer, world, rule, online=SIX, eval_every=2)
+    await train_dpo_online(whole)
+    stopped = World()
+
+    async def lost(works: Sequence[PreferenceWork]) -> MetricSums:
+        if stopped.served == 3:  # its evaluation has raised an alarm
+            raise RuntimeError("the trainer is gone")
+        return await World.update(stopped, works)
+
+    stopped.update = lost  # type: ignore[method-assign]
+    cut = context_for(tmp_path / "cut", tokenizer, stopped, rule, online=SIX, eval_every=2)
+    with pytest.raises(RuntimeError, match="the trainer is gone"):
+        await train_dpo_online(cut)
+    assert alarms_in(cut) == [(3, "warn"), (5, "warn")]
+    cut.fleet = World()
+    await train_dpo_online(cut)
+    assert alarms_in(cut) == alarms_in(whole) == [(3, "warn"), (5, "warn")]
+
+
+async def test_what_has_no_meaning_without_a_kl_coefficient_only_warns(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, world: World
+) -> None:
+    rule = AlarmRule("gold/heldout_mean", limit=-1.0, action="raise_kl")
+    context = context_for(tmp_path, tokenizer, world, online=SIX)
+    context.config = replace(context.config, methods=("dpo", "ppo"), alarms=AlarmsConfig(rules={"mine": rule}))
+    await train_dpo_online(context)
+    assert alarms_in(context) == [(1, "warn")]
+
+
+async def test_a_paused_run_saves_its_round_and_waits_for_a_person(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, world: World
+) -> None:
+    rule = AlarmRule("dpo/loss", limit=0.0, action="pause")
+    online = replace(SIX, checkpoint_every=0)
+    context = context_for(tmp_path, tokenizer, world, rule, online=online)
+    training = asyncio.create_task(train_dpo_online(context))
+    while not (context.directory("dpo") / PAUSED_FILE).exists():
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    assert world.events[-1] == "save state"
+    assert world.served == 1
+    training.cancel()
+    await asyncio.gather(training, return_exceptions=True)
+    context.fleet = again = World()
+    training = asyncio.create_task(train_dpo_online(context))
+    await asyncio.sleep(0.1)
+    assert again.events == ["load state of step_00000002"]
+    assert resume_paused(context.store.root) == "after step 2 by mine"
+    assert (await training)["steps"] == 6
 
 
 async def test_a_loss_without_a_reference_asks_none(

@@ -13,7 +13,9 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.training import LoraConfig
 from rlhf_ray.engines.scoring import ReferenceEngine
+from rlhf_ray.experience_store import read_experience
 from rlhf_ray.records import FloatArray, Rollout
+from rlhf_ray.rollout_store import step_directory
 from tests import textbook, tiny, trainers
 from tests.ranks import Ranks, ranks
 from tests.trainers import PpoCase, largest_difference, means
@@ -193,6 +195,26 @@ def test_the_score_and_the_kl_penalty_make_the_reward(case: PpoCase, one_rank: R
     assert metrics["ppo/kl_per_token"] == pytest.approx(0.5, abs=1e-5)
     assert metrics["ppo/kl_per_response"] == pytest.approx(0.5 * tokens / 6, abs=1e-4)
     assert metrics["ppo/reward_mean"] == pytest.approx((sum(case.scores) - 0.1 * 0.5 * tokens) / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_experience_of_a_saved_step_is_kept_by_whoever_made_it(
+    case: PpoCase, tmp_path: Path, world_size: int
+) -> None:
+    """Before any update the KL is 0, so that with gamma and lambda 1 advantage and value sum to the score."""
+    step = step_directory(tmp_path, 1)
+    step.mkdir()
+    plain_sum = one_update(case, gamma=1.0, lam=1.0, whiten_advantages=False)
+    ranks(world_size).run(trainers.ppo_steps, replace(plain_sum, saved_steps=str(tmp_path)), (1,))
+    assert len(list(step.iterdir())) == world_size
+    for rollout, score, reference in zip(ROLLOUTS, case.scores, case.references, strict=True):
+        kept = read_experience(step, rollout.order)
+        assert kept is not None
+        assert kept.values is not None
+        assert len(kept.values) == len(rollout.response_ids)
+        assert kept.advantages + kept.values == pytest.approx(score, abs=1e-5)
+        assert kept.old_logprobs == pytest.approx(reference, abs=1e-5)
+        assert kept.ref_logprobs == pytest.approx(reference)
 
 
 def test_a_clip_bounds_scores_and_a_missing_eos_is_penalised(case: PpoCase, one_rank: Ranks) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from rlhf_ray.config.load import to_yaml
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.data.jsonl import write_jsonl
+from rlhf_ray.experience_store import SavedExperience, write_experience
 from rlhf_ray.metrics.evaluation import GradedResponse, write_graded
 from rlhf_ray.metrics.preferences import OPINIONS_FILE
 from rlhf_ray.metrics.sinks import JsonlSink, MetricLog
@@ -29,6 +30,7 @@ HOSTILE = (
 )
 KINDS = ("fact", "open", HOSTILE)
 EOS = 256
+LATER = 3  # the step that also has what the trainer found; those before are as an earlier version saved them
 
 
 def tokenizer() -> Tokenizer:
@@ -67,6 +69,13 @@ def shard(rollouts: Sequence[Rollout], scores: Sequence[float], ratio: float = 0
     """``ratio`` is the log-ratio of every token to the reference."""
     reference = tuple(r.rollout_logprobs - np.float32(ratio) for r in rollouts)
     return SavedShard(tuple(rollouts), reference, tuple(Score(score, {"reward_model": score}) for score in scores))
+
+
+def worth(own: Rollout) -> SavedExperience:
+    """Of every token the advantage is 1.2 and the value goes from -1 to 1."""
+    ones = np.ones(len(own.response_ids), dtype=np.float32)
+    values = np.linspace(-1, 1, len(ones), dtype=np.float32)
+    return SavedExperience(own.rollout_logprobs, own.rollout_logprobs - np.float32(0.5), 1.2 * ones, values)
 
 
 def save_step(stage: Path, step: int, shards: Sequence[SavedShard]) -> None:
@@ -155,6 +164,8 @@ def made_up_run(root: Path, *, steps: int = 3, per_step: int = 4, seed: int = 0)
         said = [HOSTILE if n == 0 else f"answer {step} {n}" for n in range(per_step)]
         own = [rollout(step, n, text, prompt_text=f"Q{n} {HOSTILE}") for n, text in enumerate(said)]
         save_step(run.ppo, step, [shard(own, [step + 0.1 * n for n in range(per_step)])])
+        if step == LATER:
+            write_experience(step_directory(run.ppo / ROLLOUTS, step), 0, {each.order: worth(each) for each in own})
     write_kinds(run.ppo / ROLLOUTS, {f"p{n}": KINDS[n % 3] for n in range(per_step)})
     run.alarm(2, ["2/p1/0", HOSTILE])
     (root / "evaluation").mkdir()

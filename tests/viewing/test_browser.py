@@ -25,6 +25,7 @@ PAGES = [
     "/curves",
     "/rollouts",
     "/rollout?stage=ppo&id=2/p0/0",
+    "/rollout?stage=ppo&id=3/p0/0&colour=advantage",
     "/prompt?stage=ppo&id=p0",
     "/answers",
     "/preferences",

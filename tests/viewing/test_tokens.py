@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_ray.experience_store import SavedExperience
 from rlhf_ray.records import Score
 from rlhf_ray.viewing.signals import SIGNALS, Saved, coloured, level, signals_of, table
 from rlhf_ray.viewing.words import Piece, Words
@@ -80,6 +81,20 @@ def test_what_is_not_saved_is_no_signal_and_what_is_there_is_one() -> None:
     assert signals_of(saved(score=steps))["steps"].tolist() == [0.5, 0.0, -1.0]
 
 
+def test_where_the_trainer_s_numbers_were_kept_they_are_signals_and_the_ratio_is_its_own() -> None:
+    old, ref, advantages, values = np.array(
+        [[-1.0, -1.5, -1.0], [-1.0, -2.0, 0.0], [1.0, -2.0, 0.5], [0.25, 0.5, 0.75]], dtype=np.float32
+    )
+    found = signals_of(saved(reference=None, experience=SavedExperience(old, ref, advantages, values)))
+    assert list(found) == ["ratio", "kl", "value", "advantage", "surprise", "engine", "penalty"]
+    assert found["ratio"].tolist() == [0.0, 0.5, -1.0]
+    assert found["penalty"] == pytest.approx([0.0, -0.05, 0.1])
+    assert found["value"].tolist() == values.tolist()
+    assert found["advantage"].tolist() == advantages.tolist()
+    assert found["engine"].tolist() == [0.0, -0.5, 0.0]
+    assert "value" not in signals_of(saved(experience=SavedExperience(old, ref, advantages, None)))
+
+
 def test_a_piece_of_several_tokens_has_the_sum_of_theirs(words: Words) -> None:
     signal = SIGNALS[0]
     pieces = [Piece("é", 0, 2), Piece("x", 2, 3, is_special=True)]
@@ -88,4 +103,7 @@ def test_a_piece_of_several_tokens_has_the_sum_of_theirs(words: Words) -> None:
         (3, "p3", "0.6000 nats", False),
         (-5, "n5", "-5.000 nats", True),
     ]
+    by_key = {signal.key: signal for signal in SIGNALS}
+    (first, _) = coloured(pieces, np.array([0.5, 1.0, -5.0], dtype=np.float32), by_key["advantage"])
+    assert (first.tone, first.said) == ("p2", "0.7500")  # values and advantages do not add up: the mean
     assert table(pieces, {"a": np.array([0.3, 0.3, -5.0])}) == [("é", ["0.6000"]), ("x", ["-5.000"])]

@@ -112,7 +112,20 @@ def test_a_rollout_is_shown_by_token_in_every_colour(browser: TestClient) -> Non
         assert browser.get("/rollout", params={"stage": "ppo", "id": "2/p0/0", "colour": colour}).status_code == 200
     refused = browser.get("/rollout", params={"stage": "ppo", "id": "2/p0/0", "colour": "value"})
     assert refused.status_code == 400
-    assert "Values and advantages are not here" in page.text
+    assert "the trainer&#39;s log-probabilities are not here" in page.text
+
+
+def test_values_and_advantages_are_shown_where_the_trainer_left_them(browser: TestClient, made: MadeUp) -> None:
+    asked = {"stage": "ppo", "id": "3/p1/0"}
+    page = browser.get("/rollout", params={**asked, "colour": "advantage"})
+    require_harmless(Page(page.text))
+    assert page.text.count('class="t p3') == len("answer 3 1") + 2  # every advantage is 1.2; end and scale
+    assert "are not here" not in page.text
+    value = browser.get("/rollout", params={**asked, "colour": "value"}).text
+    assert value.count('title="-1.000 reward"') == value.count('title="1.000 reward"') == 1
+    path = made.ppo / "rollouts" / "step_000003" / "experience_00000.safetensors"
+    path.write_bytes(b"damaged")
+    assert "experience_00000.safetensors: cannot be understood" in browser.get("/rollout", params=asked).text
 
 
 def test_a_prompt_is_followed_over_training(browser: TestClient) -> None:
