@@ -164,7 +164,7 @@ def settings(work: Work, prompts: Path, steps: int) -> dict[str, Any]:
         "data": {"task": "files", "files": {"prompts": str(prompts)}},
         "model": {"path": work.policy, "chat_template": TEMPLATE, "max_length": work.length},
         "training": {"dtype": work.dtype, "max_tokens_per_micro_batch": batch, "cpus_per_rank": 0.5},
-        "generation": {"max_model_len": work.length, "cpus_per_engine": 0.5},
+        "generation": {"max_model_len": max(work.length, 64), "cpus_per_engine": 0.5},  # room for the probe of a sync
         "reference": server,
         "reward_server": server,
         "sft": {"num_epochs": 0},
