@@ -107,7 +107,7 @@ async def _started(context: Context, scope: Scope) -> PpoActors:
         scope.reference(str(policy_path(context))),
         start_rewards(context, scope),
     )
-    weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
+    weights = await scope.weight_sync(trainer, generator, probe_text(prompts, context.config.generation.max_model_len))
     roles = Roles(generator, reference, rewards, trainer, weights)
     return PpoActors(context.config, roles, make_driver(context, roles, tools, prompts))
 

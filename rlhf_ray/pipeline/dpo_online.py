@@ -88,7 +88,7 @@ async def _start(context: Context, scope: Scope, prompts: Sequence[Prompt]) -> R
         start_rewards(context, scope),
         scope.reference_servers(sft, online.temperature),
     )
-    weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
+    weights = await scope.weight_sync(trainer, generator, probe_text(prompts, context.config.generation.max_model_len))
     return Roles(trainer, generator, reward_model, reference, weights)
 
 

@@ -143,16 +143,19 @@ async def _start(context: Context, scope: Scope, tools: TextTools, prompts: Sequ
         scope.reference(str(policy_path(context))),
         start_rewards(context, scope),
     )
-    weights = await scope.weight_sync(trainer, generator, probe_text(prompts))
+    weights = await scope.weight_sync(trainer, generator, probe_text(prompts, context.config.generation.max_model_len))
     alone = context.config.ppo.schedule == "colocate"
     return Roles(generator, reference, reward_model, TrainsAlone(trainer, generator) if alone else trainer, weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
-def probe_text(prompts: Sequence[Prompt]) -> list[int]:
-    """A fixed text whose log-probabilities are compared after every sync: the beginnings of a few prompts."""
+def probe_text(prompts: Sequence[Prompt], max_model_len: int | None = None) -> list[int]:
+    """A fixed text whose log-probabilities are compared after every sync: the beginnings of a few prompts.
+
+    It leaves room for one token more in an engine of ``max_model_len`` tokens.
+    """
     tokens = [int(token) for prompt in prompts[:8] for token in prompt.token_ids]
-    return tokens[:PROBE_TOKENS]
+    return tokens[: PROBE_TOKENS if max_model_len is None else min(PROBE_TOKENS, max_model_len - 1)]
 
 
 def pretraining_mix(context: Context, tools: TextTools) -> Callable[[int], Sequence[Sequence[SequenceWork]]]:

@@ -52,6 +52,8 @@ def test_a_batch_larger_than_the_data_names_the_setting() -> None:
 def test_the_probe_is_a_fixed_text_of_bounded_length() -> None:
     assert probe_text(prompts(3)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len(probe_text(prompts(20, length=30))) == PROBE_TOKENS
+    assert len(probe_text(prompts(20, length=30), max_model_len=40)) == 39
+    assert len(probe_text(prompts(20, length=30), max_model_len=4000)) == PROBE_TOKENS
     assert probe_text(prompts(20, length=30)) == probe_text(prompts(20, length=30))
 
 
