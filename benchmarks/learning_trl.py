@@ -119,14 +119,17 @@ def settings(config: RunConfig, algorithm: str, learning_rate: float | None = No
     }
 
 
-def probe(algorithm: str, given: Mapping[str, Any], environments: Path) -> None:
+def probe(
+    algorithm: str, given: Mapping[str, Any], environments: Path, program: Path = PROBE, *, threads: int | None = None
+) -> None:
     """Run the probe in the environment of the algorithm's TRL version."""
     python = make(next(each for each in ENVIRONMENTS if each.trl == VERSIONS[algorithm]), environments)
     told = [f"--{name}={value}" for name, value in given.items()]
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     inherited = {"OMP_NUM_THREADS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
     inherited.pop("PYTHONPATH", None)
-    subprocess.run([python, PROBE, *told], env=inherited | quiet, check=True)
+    wanted = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([python, program, *told], env=inherited | quiet | wanted, check=True)
 
 
 @dataclass(frozen=True)

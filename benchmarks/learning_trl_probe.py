@@ -42,8 +42,7 @@ def main() -> int:
     lines = [json.loads(line) for line in arguments.prompts.read_text().splitlines()]
     set_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy, padding_side="left")
-    policy = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype=torch.float32)
-    policy.config.use_cache = policy.generation_config.use_cache = True  # or sampling would repeat every prefix
+    policy = language_model(arguments.policy, arguments.dtype)
     curve = Curve(
         policy=policy,
         scorer=Scorer.load(arguments.reward),
@@ -80,6 +79,9 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("learning-rate", "kl-coef", "temperature", "clip", "beta2", "max-grad-norm", "gamma", "lam"):
         parser.add_argument(f"--{name}", type=float, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and optimizer")
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows of a backward pass; 0: as many as there are")
+    parser.add_argument("--forced-length", type=int, default=0, help="1: every response has max-tokens tokens")
     return parser.parse_args()
 
 
@@ -94,7 +96,6 @@ def settings(given: argparse.Namespace, scratch: str) -> dict[str, Any]:
         "weight_decay": 0.0,
         "max_grad_norm": given.max_grad_norm,
         "temperature": given.temperature,
-        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": True,
@@ -115,9 +116,13 @@ def grouped(curve: Curve, train: Sequence[Ids], common: dict[str, Any]) -> Any:
     if curve.tokenizer(text=texts)["input_ids"] != list(train):
         raise SystemExit("learning_trl_probe: the tokens of a prompt differ from those that TRL would make of its text")
     own = {"loss_type": "grpo", "scale_rewards": "group"} if given.algorithm == "grpo" else {}
+    minibatch = given.rollouts // given.minibatches
+    micro_batch = given.micro_batch or minibatch
     config = getattr(trl, f"{kind}Config")(
-        per_device_train_batch_size=given.rollouts // given.minibatches,
-        steps_per_generation=given.minibatches,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=minibatch // micro_batch,
+        steps_per_generation=given.rollouts // micro_batch,
+        generation_kwargs={"min_new_tokens": given.max_tokens} if given.forced_length else None,
         num_iterations=given.epochs,
         num_generations=given.group_size,
         max_completion_length=given.max_tokens,
@@ -146,15 +151,17 @@ def proximal(curve: Curve, train: Sequence[Ids], common: dict[str, Any]) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     given = curve.given
+    micro_batch = given.micro_batch or given.rollouts
     config = PPOConfig(
-        per_device_train_batch_size=given.rollouts,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=given.rollouts // micro_batch,
         local_rollout_forward_batch_size=given.rollouts,
         num_mini_batches=given.minibatches,
         num_ppo_epochs=given.epochs,
         total_episodes=given.steps * given.rollouts,
         num_sample_generations=0,
         response_length=given.max_tokens,
-        stop_token="eos",
+        stop_token=None if given.forced_length else "eos",
         kl_coef=given.kl_coef,
         cliprange=given.clip,
         cliprange_value=given.clip,
@@ -162,13 +169,13 @@ def proximal(curve: Curve, train: Sequence[Ids], common: dict[str, Any]) -> Any:
         lam=given.lam,
         **common,
     )
-    reward, value = (scalar_model(given.reward) for _ in range(2))
+    reward, value = (scalar_model(given.reward, given.dtype) for _ in range(2))
     reward.score = NormalisedHead(reward)
     return PPOTrainer(
         args=config,
         processing_class=curve.tokenizer,
         model=curve.policy,
-        ref_model=AutoModelForCausalLM.from_pretrained(given.policy, dtype=torch.float32),
+        ref_model=language_model(given.policy, given.dtype),
         reward_model=reward,
         value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": list(train)}),
@@ -176,9 +183,15 @@ def proximal(curve: Curve, train: Sequence[Ids], common: dict[str, Any]) -> Any:
     )
 
 
+def language_model(directory: Path, dtype: str) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model.config.use_cache = model.generation_config.use_cache = True  # or sampling would repeat every prefix
+    return model
+
+
 # --------------------------------------------------------------------------------------------------------------- reward
-def scalar_model(directory: Path) -> PreTrainedModel:
-    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+def scalar_model(directory: Path, dtype: str) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype))
 
 
 class NormalisedHead(nn.Module):
@@ -200,8 +213,8 @@ class Scorer:
     head: NormalisedHead
 
     @classmethod
-    def load(cls, directory: Path) -> Scorer:
-        model = scalar_model(directory).eval()
+    def load(cls, directory: Path, dtype: str = "float32") -> Scorer:
+        model = scalar_model(directory, dtype).eval()
         return cls(getattr(model, model.base_model_prefix), NormalisedHead(model))
 
     @torch.no_grad()

@@ -6,27 +6,11 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from rlhf_ray.config.model import ModelConfig, ScratchConfig
+from benchmarks.shapes import SHAPES
+from rlhf_ray.config.model import ModelConfig
 
-_WIDE = ScratchConfig(
-    architecture="qwen2",
-    vocab_size=8192,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_layers=8,
-    num_heads=8,
-    num_key_value_heads=4,
-)
-SHAPES = {
-    "tiny": replace(_WIDE, vocab_size=512, hidden_size=256, intermediate_size=768, num_layers=3),  # 2.5M parameters
-    "m30": _WIDE,  # 29M
-    "m150": replace(
-        _WIDE, hidden_size=1024, intermediate_size=3584, num_layers=10, num_heads=16, num_key_value_heads=8
-    ),  # 149M
-}
 ADDED = ("<|endoftext|>",)  # which transformers adds to every tokenizer of this family
 TEMPLATE = "plain"  # a prompt is its text and nothing more
 

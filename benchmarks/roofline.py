@@ -28,9 +28,10 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from benchmarks.made_models import SHAPES, TEMPLATE, make_policy, make_reward_model, write_prompts  # noqa: E402
+from benchmarks.made_models import TEMPLATE, make_policy, make_reward_model, write_prompts  # noqa: E402
 from benchmarks.record_runs import RESULTS, closing, opening, record_of, write_record  # noqa: E402
 from benchmarks.roofline_parts import PARTS, SCORE, TRAIN, Work, bare_parts  # noqa: E402
+from benchmarks.shapes import SHAPES  # noqa: E402
 from rlhf_ray.ledger.accounts import DRIVER, Account  # noqa: E402
 from rlhf_ray.ledger.lanes import lanes  # noqa: E402
 from rlhf_ray.ledger.lives import Story, read_story  # noqa: E402

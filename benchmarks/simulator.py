@@ -72,6 +72,7 @@ class Setup:
     load: Mapping[int, float] | None = None
     seed: int = 0
     scale: Scale = field(default_factory=Scale)
+    ranks: int = 8  # of the trainer
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ async def _simulate(setup: Setup, measured: Measured) -> Outcome:
         warn=lambda message: None,
     )
     config = PpoConfig(num_steps=setup.steps, rollouts_per_step=setup.rollouts_per_step, num_minibatches=4)
-    planner = PpoTrainerGroup(TrainerRanks(world, 8), config, seed=setup.seed, demonstrations=lambda step: ())
+    planner = PpoTrainerGroup(TrainerRanks(world, setup.ranks), config, seed=setup.seed, demonstrations=lambda step: ())
     ledger = Ledger(planner, world.stopwatch, per_step=setup.rollouts_per_step)
     weights = Weights(world, generators, nodes)
     driver = Driver(

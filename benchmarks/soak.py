@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,8 +117,8 @@ def cluster(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started(run: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "launch.cli", "ppo", "configs/quickstart.yaml", f"output_dir={run}", *SETTINGS]
+def started(run: Path, settings: Sequence[str] = SETTINGS) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "launch.cli", "ppo", "configs/quickstart.yaml", f"output_dir={run}", *settings]
     with run.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -128,9 +128,10 @@ def started(run: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def wait_for_first_step(run: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_first_step(run: Path, process: subprocess.Popen[bytes], done: Callable[[Path], int] | None = None) -> None:
+    """Wait until ``done`` counts a step; without it, a step's saved rollouts are the sign."""
     deadline = time.monotonic() + STARTED_WITHIN_S
-    while steps_done(run) < 1:
+    while (done or steps_done)(run) < 1:
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"the run has not begun: {run.with_suffix('.log').read_text()[-2000:]}")
         time.sleep(0.5)
@@ -184,18 +185,23 @@ def actors() -> list[tuple[str, psutil.Process]]:
 
 
 def sampled(process: int, run: Path, now: float) -> Sample:
-    import ray
-
     driver = psutil.Process(process)
-    total = ray.cluster_resources().get("object_store_memory", 0.0)
-    free = ray.available_resources().get("object_store_memory", 0.0)
     return Sample(
         seconds=round(now, 1),
         step=steps_done(run),
         memory_mib=round(driver.memory_info().rss / 2**20, 1),
         open_files=driver.num_fds(),
-        object_mib=round((total - free) / 2**20, 2),
+        object_mib=round(stored_bytes() / 2**20, 2),
     )
+
+
+def stored_bytes() -> float:
+    """Of objects in the store of this process's cluster."""
+    import ray
+
+    total = ray.cluster_resources().get("object_store_memory", 0.0)
+    free = ray.available_resources().get("object_store_memory", 0.0)
+    return float(total - free)
 
 
 def steps_done(run: Path) -> int:

@@ -23,9 +23,9 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from benchmarks.made_models import SHAPES  # noqa: E402
 from benchmarks.record_runs import RESULTS, closing, opening, record_of, write_record  # noqa: E402
 from benchmarks.roofline import made, our_run, spread  # noqa: E402
+from benchmarks.shapes import SHAPES  # noqa: E402
 from rlhf_ray.ledger.accounts import Account  # noqa: E402
 
 NAME = "throughput"

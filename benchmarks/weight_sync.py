@@ -28,8 +28,9 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from benchmarks.made_models import SHAPES, TEMPLATE, make_policy  # noqa: E402
+from benchmarks.made_models import TEMPLATE, make_policy  # noqa: E402
 from benchmarks.record_runs import RESULTS, closing, opening, record_of, write_record  # noqa: E402
+from benchmarks.shapes import SHAPES  # noqa: E402
 from rlhf_ray.config.run import RunConfig  # noqa: E402
 
 NAME = "weight_sync"

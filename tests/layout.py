@@ -1,4 +1,4 @@
-"""The README's list of files, read off the modules themselves: ``python tests/layout.py`` prints it."""
+"""The list of modules in docs/layout.md, read off the modules themselves: ``python tests/layout.py`` writes it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+PAGE = CHECKOUT / "docs" / "layout.md"
 ROOMS = ("rlhf_ray", "actors", "launch", "benchmarks")
 
 
@@ -29,5 +30,10 @@ def first_sentence(path: Path) -> str:
     return first.split(". ")[0].rstrip(".")
 
 
+def page() -> str:
+    """The whole of docs/layout.md."""
+    return "\n".join(["# Every module", "", "The first sentence of each.", "", "```", *layout(), "```", ""])
+
+
 if __name__ == "__main__":
-    print("\n".join(layout()))
+    PAGE.write_text(page())

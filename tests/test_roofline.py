@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import made_models, roofline
+from benchmarks import made_models, roofline, shapes
 from benchmarks.roofline import Pair, account_seconds, back_to_back, overlapped, parsed
 from benchmarks.roofline_parts import PARTS, SCORE, TRAIN, TorchParts, Work
 from rlhf_ray.config.load import load_config
@@ -112,9 +112,9 @@ def test_it_draws_its_pairs(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     directory = tmp_path_factory.mktemp("made")
-    small = replace(made_models.SHAPES["tiny"], hidden_size=64, num_heads=2, num_key_value_heads=1, num_layers=1)
+    small = replace(shapes.SHAPES["tiny"], hidden_size=64, num_heads=2, num_key_value_heads=1, num_layers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(made_models.SHAPES, "small", small)
+        patch.setitem(shapes.SHAPES, "small", small)
         policy = made_models.make_policy("small", directory / "policy")
     reward = made_models.make_reward_model(policy, directory / "reward_model")
     return Work(str(policy), str(reward), 4, 5, 3, micro_batch=2, dtype="float32")
