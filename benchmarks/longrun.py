@@ -143,8 +143,9 @@ def step_seconds(run: Path) -> list[float]:
 
 
 def looked_at(driver: int) -> dict[str, float]:
-    """Memory in MiB and open files, by role with the processes below each actor, and what is in Ray's store."""
-    numbers = {"objects": float(num_objects()), "objects, MiB": stored_bytes() / 2**20}
+    """Memory in MiB and open files, by role with the processes below each actor, and Ray's objects."""
+    owned, stored = num_objects()
+    numbers = {"owned: objects": owned, "in the store: objects": stored, "store, MiB": stored_bytes() / 2**20}
     for name, process in [("driver", psutil.Process(driver)), *actors()]:
         role = name.removesuffix("Actor").lower()
         family = [process, *(process.children(recursive=True) if role != "driver" else [])]
@@ -156,14 +157,14 @@ def looked_at(driver: int) -> dict[str, float]:
     return numbers
 
 
-def num_objects() -> int:
-    """In the store of this process's cluster, which has one node."""
+def num_objects() -> tuple[float, float]:
+    """Those that processes of this process's cluster own, small ones included, and those in its store; of one node."""
     import ray
     from ray._private.internal_api import node_stats
 
     (node,) = ray.nodes()
     stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
-    return int(stats.store_stats.num_local_objects)
+    return float(sum(w.num_owned_objects for w in stats.core_workers_stats)), float(stats.store_stats.num_local_objects)
 
 
 # -------------------------------------------------------------------------------------------------------------- trends
@@ -206,7 +207,8 @@ SUMMARY = (
     f"Medians of the first and the last third of the run after its first {WARM_UP:.0%}; a line by least squares "
     f"through the means of {BLOCKS} equal blocks. Flat: the slope's interval reaches down to 0, or the line grows by "
     f"no more than {TOLERANCE:.0%} of the level over the whole run. Memory is resident memory; a role's numbers are "
-    "those of all its actors and of the processes below them. The state is saved every 50 steps."
+    "those of all its actors and of the processes below them. Objects are those that Ray's processes own, small ones "
+    "that never reach the store included. The state is saved every 50 steps."
 )
 
 

@@ -55,7 +55,7 @@ def test_steps_are_read_from_whole_lines_of_the_log(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_is_not_flat_and_all_is_drawn(tmp_path: Path) -> None:
-    names = ("driver: memory, MiB", "driver: open files", "objects", "objects, MiB")
+    names = ("driver: memory, MiB", "driver: open files", "owned: objects", "store, MiB")
     samples = [Sample(step, dict.fromkeys(names, float(step))) for step in STEPS]
     seconds = [0.5] * len(STEPS)
     trends = longrun.trends_of(samples, seconds)
