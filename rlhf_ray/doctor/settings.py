@@ -94,4 +94,26 @@ def optimizer(facts: Facts) -> Iterator[Finding]:
         yield warning("training.gradient_clipping", "one bad batch can undo the policy", "use 1.0")
 
 
-CHECKS = (batches, reward_hacking, resume, sampling, optimizer)
+def schedule(facts: Facts) -> Iterator[Finding]:
+    """A schedule that does not fit where roles are, or gives nothing for the age of its tokens."""
+    config, ppo = facts.config, facts.config.ppo
+    if "ppo" not in config.methods:
+        return
+    engine = config.generation.gpus_per_engine
+    shared = engine is not None and engine < 1 and config.training.gpus_per_rank < 1
+    if facts.machine.device == "cuda":
+        if ppo.schedule == "colocate" and not shared:
+            found = "engines would sleep while the trainer computes on other GPUs: both wait, and no memory is won"
+            yield warning("ppo.schedule", found, "use one_step_off or async, or let them share GPUs (rlhf-ray plan)")
+        if ppo.schedule == "sync" and shared:
+            found = "engines keep their memory while the trainer computes on the same GPUs"
+            yield note("ppo.schedule", found, "colocate lets them sleep meanwhile")
+    if ppo.schedule == "async" and ppo.filter.enabled and ppo.max_staleness > 1:
+        found = "with ppo.filter batches take turns at the prompts, so that only one is sampled at a time"
+        yield note("ppo.max_staleness", found, "1 gives as much")
+    if ppo.staleness_bound and ppo.num_epochs > 2:
+        found = f"{ppo.num_epochs} epochs move the policy far, and tokens wait {ppo.staleness_bound} such updates"
+        yield note("ppo.num_epochs", found, "watch ppo/rollout_weight_max; 1 or 2 are usual off policy")
+
+
+CHECKS = (batches, reward_hacking, resume, sampling, optimizer, schedule)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf_ray.doctor.examine import examine
 from rlhf_ray.doctor.findings import Severity, of_exception, worst
+from rlhf_ray.doctor.settings import schedule
 from rlhf_ray.errors import ConfigError, DataError
 from tests.doctor.made_up import healthy, the
 
+AHEAD = ("ppo.schedule=async", "ppo.correction.level=token")
+GROUPED = ("ppo.responses_per_prompt=4", "ppo.advantages=grpo")
 ERROR, WARNING, NOTE, OK = Severity.ERROR, Severity.WARNING, Severity.NOTE, Severity.OK
 
 
@@ -29,12 +34,28 @@ ERROR, WARNING, NOTE, OK = Severity.ERROR, Severity.WARNING, Severity.NOTE, Seve
         (["training.dtype=bfloat16"], NOTE, "ppo.contracts.max_logprob_difference"),
         (["model.path=x", "ppo.policy_optimizer.learning_rate=1e-3"], WARNING, "ppo.policy_optimizer.learning_rate"),
         (["training.gradient_clipping=0"], WARNING, "training.gradient_clipping"),
+        ([*AHEAD, "ppo.num_epochs=4"], NOTE, "ppo.num_epochs"),
+        ([*AHEAD, "ppo.max_staleness=3", "ppo.filter.enabled=true", *GROUPED], NOTE, "ppo.max_staleness"),
     ],
 )
 def test_it_is_found(overrides: list[str], severity: Severity, field: str) -> None:
     finding = the(healthy(*overrides), severity, field)
     assert finding.found
     assert finding.fix
+
+
+SHARED = ("training.gpus_per_rank=0.5", "generation.gpus_per_engine=0.3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "severity"),
+    [(["ppo.schedule=colocate"], WARNING), (SHARED, NOTE), (["ppo.schedule=colocate", *SHARED], None), ([], None)],
+)
+def test_on_gpus_a_schedule_fits_where_roles_are(overrides: list[str], severity: Severity | None) -> None:
+    facts = healthy(*overrides)
+    facts = replace(facts, machine=replace(facts.machine, device="cuda"))
+    found = [finding.severity for finding in schedule(facts)]
+    assert found == ([] if severity is None else [severity])
 
 
 def test_the_quickstart_on_a_healthy_machine_is_well() -> None:
