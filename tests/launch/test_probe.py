@@ -20,7 +20,8 @@ CONFIG = load_config("configs/quickstart.yaml")
 
 def fakes() -> tuple[PpoActors, World]:
     driver, world = make_driver(CONFIG.ppo, shard_size=4)
-    roles = Roles(driver.generator, driver.reference, driver.reward_model, driver.trainer, driver.weights)
+    parts = driver.collector
+    roles = Roles(parts.generator, parts.reference, parts.reward_model, driver.trainer, driver.weights)
     return PpoActors(CONFIG, roles, driver), world
 
 

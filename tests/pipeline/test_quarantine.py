@@ -23,8 +23,9 @@ from rlhf_ray.metrics.sums import MetricSums
 from rlhf_ray.pipeline import quarantine as page
 from rlhf_ray.pipeline.quarantine import Examination, Quarantined, examine
 from rlhf_ray.pipeline.recording import RecordedTrainer, StepNotes
-from rlhf_ray.records import Score
+from rlhf_ray.records import Rollout, Score
 from rlhf_ray.roles import Ref, RolloutShard, ScoredShard
+from rlhf_ray.rollout_store import SavedStep
 from rlhf_ray.stages.ppo_failure import Findings
 from tests import tiny, trainers
 from tests.actors.fakes import FakeHandle
@@ -65,14 +66,19 @@ class BadTrainer:
         return "the policy's update in epoch 1, minibatch 0"
 
 
-def noted(scores: Sequence[Score] = SCORES) -> tuple[StepNotes, ScoredShard]:
+def of_step(step: int) -> list[Rollout]:
+    return [replace(rollout, rollout_id=f"{step}/{rollout.rollout_id}") for rollout in ROLLOUTS]
+
+
+def noted(scores: Sequence[Score] = SCORES, step: int = 12) -> tuple[StepNotes, ScoredShard]:
     """A step of one shard, as the ears heard it and as the driver gives it to the trainer, without its last rollout."""
-    notes, shard = StepNotes(), RolloutShard(tuple(r.summary for r in ROLLOUTS), ROLLOUTS)
+    rollouts = of_step(step)
+    notes, shard = StepNotes(), RolloutShard(tuple(r.summary for r in rollouts), rollouts)
     notes.sampled(shard)
     notes.referred(shard, REFERENCES)
     notes.scored(shard, tuple(scores))
     doubled = tuple(replace(score, total=2 * score.total) for score in scores[:-1])
-    return notes, ScoredShard(shard.summaries[:-1], ROLLOUTS, REFERENCES, doubled)
+    return notes, ScoredShard(shard.summaries[:-1], rollouts, REFERENCES, doubled)
 
 
 async def refused(trainer: Any, directory: Path, config: RunConfig | None = None) -> NumericsError:
@@ -100,7 +106,7 @@ async def test_a_failing_step_is_kept_whole_and_the_error_says_where(tmp_path: P
     assert {"trainer", "failure", "config.yaml", "rollouts/step.json"} <= set(files)
     (saved,) = kept.rollouts.shards()
     assert saved.scores == SCORES
-    assert [r.rollout_id for r in saved.rollouts] == [r.rollout_id for r in ROLLOUTS]
+    assert [r.rollout_id for r in saved.rollouts] == [r.rollout_id for r in of_step(12)]
     assert {order: score.total for order, score in kept.rollouts.record.trained.items()} == {
         order: float(order) for order in range(5)
     }
@@ -129,6 +135,18 @@ async def test_another_error_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RlhfError, match=r"^died$"):
         await recorded.update(step=1, shards=[shard], kl_coef=0.1, baselines={})
     assert not (tmp_path / "quarantine").exists()
+
+
+async def test_what_was_sampled_ahead_for_the_next_step_waits_for_it(tmp_path: Path) -> None:
+    notes, shard = noted()
+    ahead = RolloutShard(tuple(r.summary for r in of_step(13)), of_step(13))
+    notes.sampled(ahead)
+    recorded = RecordedTrainer(BadTrainer(NumericsError("x")), notes, Here(), tmp_path, RunConfig())  # type: ignore[arg-type]
+    with pytest.raises(NumericsError, match="quarantined"):
+        await recorded.update(step=12, shards=[shard], kl_coef=0.1, baselines={})
+    saved = SavedStep(tmp_path / "quarantine" / "step_000012" / "rollouts")
+    assert [saved.rollout_ids(index) for index in range(len(saved))] == [[r.rollout_id for r in of_step(12)]]
+    assert [said.shard for said in notes._said.values()] == [ahead]
 
 
 async def test_a_quarantine_that_is_not_whole_is_refused(tmp_path: Path) -> None:
@@ -217,14 +235,14 @@ async def test_a_failure_of_a_real_trainer_is_reproduced_from_its_quarantine(
     group = TrainerGroup([FakeHandle(FarRank())], case.training, device="cpu", timeout_s=60)
     trainer = PpoTrainerGroup(group, config.ppo, seed=3, demonstrations=lambda step: ())
 
-    notes, good = noted()
+    notes, good = noted(step=1)
     recorded = RecordedTrainer(trainer, notes, Here(), tmp_path, config)  # type: ignore[arg-type]
     await recorded.update(step=1, shards=[whole(good, SCORES)], kl_coef=0.1, baselines={})
     references = list(REFERENCES)
     scores = [replace(score, total=1e30 * score.total) for score in SCORES] if broken == "score" else list(SCORES)
     if broken == "reference":
         references[2] = references[2] * np.float32("nan")
-    notes, _ = noted(scores)
+    notes, _ = noted(scores, step=2)
     said = next(iter(notes._said.values()))
     notes.referred(said.shard, tuple(references))
     recorded = RecordedTrainer(trainer, notes, Here(), tmp_path, config)  # type: ignore[arg-type]

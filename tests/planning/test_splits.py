@@ -72,7 +72,7 @@ def test_the_schedule_overlaps_only_where_it_pays() -> None:
     seconds = made.best.seconds
     assert (made.schedule == "one_step_off") == (seconds.in_turn > 1.15 * seconds.overlapped)
     idle = replace(made.best, split=replace(made.best.split, shared=True))
-    assert replace(made, best=idle).schedule == "in turn"  # roles that share devices cannot run at once
+    assert replace(made, best=idle).schedule == "sync"  # roles that share devices cannot run at once
 
 
 def test_on_one_gpu_all_roles_share_it_and_the_cache_takes_what_is_left() -> None:
@@ -80,4 +80,4 @@ def test_on_one_gpu_all_roles_share_it_and_the_cache_takes_what_is_left() -> Non
     assert made.configured.split.shared
     assert made.best.split.shared
     assert sum(memory.total for memory in made.best.memory) <= 0.95 * H100.memory
-    assert made.schedule == "in turn"
+    assert made.schedule == "sync"
