@@ -3,8 +3,8 @@
     {"at": 1764190000.123, "step": 12, "phase": "generate"}
 
 ``at`` is in seconds since the epoch. Phases are those of the step that is waited for or trained on: generate, score,
-update, wait (for a batch that weights must not change under), sync, evaluate and save; and ``start`` when a run begins or
-goes on (with the step that it goes on from). A step that is done again is there again.
+update, wait (for a batch that weights must not change under), sync, evaluate and save; and ``start`` when a run begins
+or goes on (with the step that it goes on from). A step that is done again is there again.
 """
 
 from __future__ import annotations
