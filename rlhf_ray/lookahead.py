@@ -69,12 +69,20 @@ class Lookahead:
             await asyncio.gather(*self._tasks.values())
 
     def after_sync(self, step: int, *, last: int) -> None:
-        """The weights that ``step`` will update are there: begin what may be sampled with them."""
+        """The weights that ``step`` will update are there: begin what may be sampled with them.
+
+        Where the step's batch is there already, generation is faster than training: one batch more is enough, and the
+        later it begins the fresher it is. Where training will wait, generators get all that the bound allows.
+        """
         if self.schedule.in_flight:
-            self._begin(step, until=min(step + self.schedule.staleness, last))
+            ahead = min(1, self.schedule.staleness) if self._is_there(step) else self.schedule.staleness
+            self._begin(step, until=min(step + ahead, last))
 
     def has_begun(self, step: int) -> bool:
         return step in self._tasks
+
+    def _is_there(self, step: int) -> bool:
+        return step in self._tasks and self._tasks[step].done()
 
     @property
     def must_wait(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,8 @@ async def test_async_begins_as_many_batches_as_may_grow_old_and_syncs_beside_the
     assert milestones(world)[7:] == []  # the order of the steps holds
     gated.gate(2).set()
     await quiet()
-    assert sorted(milestones(world)[7:]) == sorted(["update 2", "sync 3", "batch 5 begins", "update 3", "sync 4"])
+    # Batch 3 was there before its step: batch 4 is enough ahead. Then batch 4 is not there, and training will wait.
+    assert milestones(world)[7:] == ["update 2", "sync 3", "update 3", "sync 4", "batch 5 begins"]
     for step in (4, 5):
         gated.gate(step).set()
     await running
@@ -147,6 +149,18 @@ async def test_no_token_is_older_than_the_bound_and_no_prompt_is_lost_or_trained
     assert [metrics["ppo/staleness_mean"] for metrics in history] == staleness
     prompts = [summary.prompt_id for update in world.updates for summary, _ in update.pairs]
     assert prompts == [f"p{number}" for number in range(6 * 8)]
+
+
+async def test_where_training_never_waits_tokens_stay_as_fresh_as_its_pace_allows() -> None:
+    driver, _ = make_driver(ahead(3, replace(CONFIG, num_steps=8)))
+    update = driver.trainer.update
+
+    async def slow(**given: Any) -> Mapping[str, float]:
+        await quiet()  # a batch is sampled meanwhile
+        return await update(**given)
+
+    driver.trainer.update = slow  # type: ignore[method-assign]
+    assert [metrics["ppo/staleness"] for metrics in await run_driver(driver)] == [0, 1, 2, 3, 1, 1, 1, 1]
 
 
 async def test_an_engine_that_stays_behind_is_found_out() -> None:
