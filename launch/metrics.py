@@ -14,8 +14,9 @@ from rich.table import Column, Table
 
 from launch.command import guard
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.metrics.definition import MetricDefinition
 from rlhf_ray.metrics.health import HEALTH
-from rlhf_ray.metrics.registry import DEFINITIONS, MetricDefinition, describe
+from rlhf_ray.metrics.registry import DEFINITIONS, describe
 from rlhf_ray.metrics.sinks import METRICS_FILE, format_number, read_metrics
 
 

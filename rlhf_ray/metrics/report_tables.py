@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rlhf_ray.metrics.definition import Better
 from rlhf_ray.metrics.evaluation import ALL_KINDS, PRINCIPAL_GRADE, Comparison, ModelSummary, summarise
 from rlhf_ray.metrics.progress import format_duration
-from rlhf_ray.metrics.registry import Better, describe
+from rlhf_ray.metrics.registry import describe
 from rlhf_ray.metrics.report_data import ReportData
 from rlhf_ray.metrics.sinks import MetricRow, format_number
 from rlhf_ray.metrics.statistics import Interval, proportion_interval
