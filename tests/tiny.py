@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,11 @@ def _rollout(prompt_id: str, sample: int, order: int, prompt_ids: IntArray, resp
         finish_reason=finished,
         seed=order,
     )
+
+
+def sampled_in(step: int, rollout: Rollout) -> Rollout:
+    """The rollout, sampled with the weights that this step updates."""
+    return replace(rollout, policy_versions=np.full(len(rollout.response_ids), step, dtype=np.int32))
 
 
 def naive_logprobs(model: PreTrainedModel, token_ids: Sequence[int], temperature: float = 1.0) -> torch.Tensor:

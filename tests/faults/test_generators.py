@@ -175,16 +175,16 @@ async def test_a_sync_goes_on_without_a_generator_that_dies_in_it(
     wanted = await world.sampled()
     victim = min(world.serving)
     assert world.sync is not None
-    send = world.sync._send
+    receive = world.sync._receive
     with fault_case("generator", "in a weight sync", "others serve the new version") as watch:
 
-        async def send_and_strike(index: int, names: Any) -> None:
+        async def strike_and_receive(offer: Any, names: Any) -> None:
             if watch.since_fault("struck") is None:
                 watch.struck()
                 world.kill(victim)
-            await send(index, names)
+            await receive(offer, names)
 
-        monkeypatch.setattr(world.sync, "_send", send_and_strike)
+        monkeypatch.setattr(world.sync, "_receive", strike_and_receive)
         await world.sync_weights()
         assert victim not in world.serving
         assert set(world.serving.values()) == {world.version}

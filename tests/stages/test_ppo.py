@@ -14,7 +14,7 @@ from rlhf_ray.config.serving import ServerConfig
 from rlhf_ray.config.training import LoraConfig
 from rlhf_ray.engines.scoring import ReferenceEngine
 from rlhf_ray.experience_store import read_experience
-from rlhf_ray.records import FloatArray, Rollout
+from rlhf_ray.records import FloatArray
 from rlhf_ray.rollout_store import step_directory
 from tests import textbook, tiny, trainers
 from tests.ranks import Ranks, ranks
@@ -256,7 +256,7 @@ def test_the_value_loss_s_weight_scales_the_critic_s_gradient(case: PpoCase, one
 
 def test_the_engine_s_logprobs_are_compared_with_the_trainer_s(case: PpoCase, one_rank: Ranks) -> None:
     pairs = zip(ROLLOUTS, case.references, strict=True)
-    honest = [sampled_in(1, replace(rollout, rollout_logprobs=logprobs)) for rollout, logprobs in pairs]
+    honest = [tiny.sampled_in(1, replace(rollout, rollout_logprobs=logprobs)) for rollout, logprobs in pairs]
     (metrics,) = means(one_rank.run(trainers.ppo_steps, one_update(replace(case, rollouts=honest)), (1,)))
     assert metrics["ppo/logprob_difference_max"] < 1e-5
     off = [replace(honest[0], rollout_logprobs=honest[0].rollout_logprobs + 0.5), *honest[1:]]
@@ -264,16 +264,12 @@ def test_the_engine_s_logprobs_are_compared_with_the_trainer_s(case: PpoCase, on
     assert metrics["ppo/logprob_difference_max"] == pytest.approx(0.5, abs=1e-5)
 
 
-def sampled_in(step: int, rollout: Rollout) -> Rollout:
-    """With the weights that this step updates."""
-    return replace(rollout, policy_versions=np.full(len(rollout.response_ids), step, dtype=np.int32))
-
-
 def test_tokens_of_earlier_weights_are_not_compared(case: PpoCase, one_rank: Ranks) -> None:
     """They differ because the weights do, and the importance weights say by how much."""
-    old = [replace(rollout, rollout_logprobs=rollout.rollout_logprobs + 0.5) for rollout in ROLLOUTS[1:]]
-    current = sampled_in(1, replace(ROLLOUTS[0], rollout_logprobs=case.references[0]))
-    (metrics,) = means(one_rank.run(trainers.ppo_steps, one_update(replace(case, rollouts=[current, *old])), (1,)))
+    old = [replace(rollout, rollout_logprobs=rollout.rollout_logprobs + 0.5) for rollout in ROLLOUTS]
+    current = tiny.sampled_in(1, replace(ROLLOUTS[0], rollout_logprobs=case.references[0]))
+    mixed = one_update(replace(case, rollouts=[current, *old[1:]]))
+    (metrics,) = means(one_rank.run(trainers.ppo_steps, mixed, (1,)))
     assert metrics["ppo/logprob_difference"] < 1e-5
     (metrics,) = means(one_rank.run(trainers.ppo_steps, one_update(replace(case, rollouts=old)), (1,)))
     assert "ppo/logprob_difference" not in metrics

@@ -483,6 +483,7 @@ OF_THE_CRITIC = "critic_grad_norm critic_learning_rate explained_variance value_
 def test_a_member_logs_what_is_promised_and_nothing_undefined(world: World, one_rank: Ranks, name: str) -> None:
     member = MEMBERS[name]
     case = with_ppo(of(world, name), num_minibatches=1, num_epochs=1)
+    case = replace(case, rollouts=[tiny.sampled_in(1, rollout) for rollout in case.rollouts])
     (metrics,) = means(one_rank.run(trainers.ppo_steps, case, (1,)))
     metrics = with_sample_size(metrics)
     require_registered(metrics)
