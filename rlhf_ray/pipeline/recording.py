@@ -20,6 +20,7 @@ from rlhf_ray.pipeline.context import Scope
 from rlhf_ray.records import GenerationRequest, SamplingSettings, Score
 from rlhf_ray.roles import Generator, PpoTrainer, Ref, Reference, RewardModel, RolloutShard, ScoredShard
 from rlhf_ray.rollout_store import ROLLOUTS, SavedShard, StepRecord, StepWriter, step_directory
+from rlhf_ray.wrapped import WrappedTrainer
 
 # Below the stage's directory; rollouts are in a quarantined step's too.
 QUARANTINE = "quarantine"
@@ -115,11 +116,12 @@ class RecordedRewardModel:
         return scores
 
 
-class RecordedTrainer:
+class RecordedTrainer(WrappedTrainer):
     """Writes every step below ``directory`` before it is trained on, where that is asked for, and those that fail."""
 
     def __init__(self, trainer: PpoTrainer, notes: StepNotes, scope: Scope, directory: Path, config: RunConfig) -> None:
-        self._trainer, self._notes, self._scope = trainer, notes, scope
+        super().__init__(trainer)
+        self._notes, self._scope = notes, scope
         self._directory, self._config = directory, config
 
     async def update(
@@ -134,7 +136,7 @@ class RecordedTrainer:
             if self._config.ppo.save_rollouts:
                 place = step_directory(self._directory / ROLLOUTS, step)
                 saved["ppo/saved_bytes"] = float(await self._notes.write(place, record, self._scope))
-            metrics = await self._trainer.update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+            metrics = await super().update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
         except NumericsError as error:
             raise type(error)(f"{error}. {await self._quarantine(record, error)}") from error
         finally:
@@ -155,21 +157,6 @@ class RecordedTrainer:
         except (OSError, RlhfError) as failure:
             return f"The step could not be quarantined in {place}: {failure}"
         return f"The step is quarantined, with the trainer's state; to do it again: rlhf-ray replay {place}"
-
-    async def keep_failure(self, directory: str) -> str:
-        return await self._trainer.keep_failure(directory)
-
-    async def save_state(self, directory: str, tag: str) -> None:
-        await self._trainer.save_state(directory, tag)
-
-    async def load_state(self, directory: str, tag: str) -> None:
-        await self._trainer.load_state(directory, tag)
-
-    def checkpointed(self, directory: str, tag: str, step: int) -> None:
-        self._trainer.checkpointed(directory, tag, step)
-
-    async def save(self, directory: str) -> None:
-        await self._trainer.save(directory)
 
 
 def trained_scores(shards: Sequence[ScoredShard]) -> dict[int, Score]:

@@ -28,6 +28,7 @@ from rlhf_ray.pipeline.text import TextTools
 from rlhf_ray.records import GenerationRequest, Rollout, SamplingSettings, Score
 from rlhf_ray.roles import PpoTrainer, Ref, RolloutShard, ScoredShard, SyncReport
 from rlhf_ray.rollout_store import ROLLOUTS, SavedShard, SavedStep, step_directory
+from rlhf_ray.wrapped import WrappedTrainer
 
 Put: TypeAlias = Callable[[object], Awaitable[Ref]]
 COMPARED = ("ppo/", "reward/")  # what follows from the rollouts; evaluations, times, the fleet do not
@@ -137,35 +138,21 @@ class ReplayRewardModel:
         return self._run.said[id(shard)].scores
 
 
-class ReplayTrainer:
+class ReplayTrainer(WrappedTrainer):
     """The trainer itself; after its update the next step is opened."""
 
     def __init__(self, trainer: PpoTrainer, run: SavedRun) -> None:
-        self._trainer, self._run = trainer, run
+        super().__init__(trainer)
+        self._run = run
 
     async def update(
         self, *, step: int, shards: Sequence[ScoredShard], kl_coef: float, baselines: Mapping[str, float]
     ) -> Mapping[str, float]:
         self._run.require_all_taken()
         try:
-            return await self._trainer.update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
+            return await super().update(step=step, shards=shards, kl_coef=kl_coef, baselines=baselines)
         finally:
             self._run.advance()
-
-    async def keep_failure(self, directory: str) -> str:
-        return await self._trainer.keep_failure(directory)
-
-    async def save_state(self, directory: str, tag: str) -> None:
-        await self._trainer.save_state(directory, tag)
-
-    async def load_state(self, directory: str, tag: str) -> None:
-        await self._trainer.load_state(directory, tag)
-
-    def checkpointed(self, directory: str, tag: str, step: int) -> None:
-        self._trainer.checkpointed(directory, tag, step)
-
-    async def save(self, directory: str) -> None:
-        await self._trainer.save(directory)
 
 
 class ReplayWeightSync:

@@ -50,13 +50,12 @@ async def restore_last(
 
 
 async def write_state(
-    directory: Path, trainer: PpoTrainer, logged_in: Path, ahead: Sequence[Collected] = (), fetch: Fetch | None = None
+    directory: Path, trainer: PpoTrainer, logged_in: Path, ahead: Sequence[Collected], fetch: Fetch
 ) -> None:
     """The trainer's part of a state, the batches that are there already, and a copy of the log in ``logged_in``."""
     await trainer.save_state(str(directory), TRAINER)
-    if fetch is not None:
-        for batch in ahead:
-            await write_batch(directory / AHEAD, batch, fetch)
+    for batch in ahead:
+        await write_batch(directory / AHEAD, batch, fetch)
     for name in LOGGED:
         if (logged_in / name).is_file():
             (directory / LOG).mkdir(exist_ok=True)
